@@ -107,3 +107,15 @@ def rows() -> list[list[int]]:
     """Token rows of different lengths."""
     generator = torch.Generator().manual_seed(7)
     return [torch.randint(7, VOCABULARY, (n,), generator=generator).tolist() for n in (5, 11, 3, 8, 8, 2, 13)]
+
+
+@pytest.fixture
+def biased(biased_folder: Path, load: Callable[..., LoadedModel]) -> LoadedModel:
+    """A fresh Llama with biases."""
+    return load(biased_folder)
+
+
+@pytest.fixture
+def biased_double(biased_folder: Path, load: Callable[..., LoadedModel]) -> LoadedModel:
+    """The same in float64."""
+    return load(biased_folder, "float64")

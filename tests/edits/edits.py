@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from iconoclast_tl.directions.geometry import orthonormalize
-from iconoclast_tl.edits.edit import Edit, RowNormalization
+from iconoclast_tl.edits.edit import Edit, RowNormalization, SiteEdit
+from iconoclast_tl.edits.updates import apply_update, linear_update
 
 
 def random_edit(
@@ -32,3 +33,8 @@ def random_edit(
 def scaled(edit: Edit, factor: float) -> Edit:
     """The same edit with every strength multiplied by `factor`."""
     return replace(edit, strengths={name: values * factor for name, values in edit.strengths.items()})
+
+
+def project(y: torch.Tensor, at: SiteEdit) -> torch.Tensor:
+    """What a plain or affine edit makes of y."""
+    return apply_update(y, None, linear_update(at.directions, at.centres, "none", None), at.strengths[None])

@@ -1,0 +1,176 @@
+"""What an edit does at one site, as one formula that every kind of edit fits, for one candidate or for many.
+
+For candidate c, with s what the site's module writes (`output`, y) or reads (`input`, x):
+
+    y' = y − Σ_k λ[c, k] · ( (s · R[c, k]) W[c, k] + κ[c, k] )
+
+    plain and affine   s = y,  R = V,       W = V,     κ = −centre · V
+    pre                s = y,  R = V D⁻¹,   W = V D,   κ = (V b − centre) V − (R · b) W      (D: row norms, b: bias)
+    full               s = x,  R = A,       W = −Bᵀ,   κ = −β on the first k                  (λ is in the factors)
+
+The first two are linear in λ, so their gradient is exact; `full` restores row norms and is not. Rows of one batch may
+belong to different candidates: each row then has its own R, W, κ and λ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from iconoclast_tl.edits.edit import Edit
+from iconoclast_tl.edits.factors import dense_weight, factors
+from iconoclast_tl.models.sites import HookedModule, Site
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """The formula's tensors at one site; `candidate` is 1 where all candidates share them."""
+
+    reads: Float[Tensor, "candidate k d_source"]
+    writes: Float[Tensor, "candidate k d_model"]
+    constants: Float[Tensor, "candidate k d_model"] | None
+    """κ; None where it is zero."""
+    source: Literal["output", "input"] = "output"
+
+    def to(self, device: torch.device) -> SiteUpdate:
+        """The same on another device."""
+        constants = None if self.constants is None else self.constants.to(device)
+        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Updates and strengths at every site that some candidate changes."""
+
+    at: Mapping[Site, SiteUpdate]
+    strengths: Mapping[Site, Float[Tensor, "candidate k"]]
+
+
+def apply_update(
+    y: Float[Tensor, "*batch d_model"],
+    x: Float[Tensor, "*batch d_in"] | None,
+    update: SiteUpdate,
+    strengths: Float[Tensor, "candidate k"],
+    rows: Int[Tensor, "batch"] | None = None,
+) -> Float[Tensor, "*batch d_model"]:
+    """The formula above; computed in float32 at least and returned in y's dtype.
+
+    rows: for each row of the batch (y's first axis) its candidate; None where there is one candidate.
+    """
+    source = y if update.source == "output" else x
+    assert source is not None  # every hook on an output gets its module's input too
+    dtype = torch.promote_types(torch.promote_types(y.dtype, torch.float32), strengths.dtype)
+    states, read = y.to(dtype).reshape(len(y), -1, y.shape[-1]), source.to(dtype).reshape(len(y), -1, source.shape[-1])
+    per_row = strengths.to(dtype)[:1] if rows is None else strengths.to(dtype)[rows][:, None, :]
+    if rows is None or len(update.reads) == 1:
+        result = _shared_vectors(states, read, update, per_row)
+    else:
+        result = _own_vectors(states, read, update, per_row, rows)
+    return result.reshape(y.shape).to(y.dtype)
+
+
+def _shared_vectors(states: Tensor, read: Tensor, update: SiteUpdate, strengths: Tensor) -> Tensor:
+    """Candidates that differ in their strengths only: a product with R, and one pass over y that subtracts."""
+    reads, writes = update.reads[0].to(states.dtype), update.writes[0].to(states.dtype)
+    scaled = (read @ reads.T) * strengths
+    flat = torch.addmm(states.reshape(-1, states.shape[-1]), scaled.reshape(-1, len(reads)), writes, alpha=-1)
+    result = flat.reshape(states.shape)
+    return result if update.constants is None else result - strengths @ update.constants[0].to(states.dtype)
+
+
+def _own_vectors(states: Tensor, read: Tensor, update: SiteUpdate, strengths: Tensor, rows: Tensor) -> Tensor:
+    """Candidates with vectors of their own: each row's are gathered, and one product is made a row."""
+    reads, writes = update.reads.to(states.dtype)[rows], update.writes.to(states.dtype)[rows]
+    scaled = torch.bmm(read, reads.transpose(1, 2)) * strengths
+    result = torch.baddbmm(states, scaled, writes, alpha=-1)
+    return result if update.constants is None else result - strengths @ update.constants.to(states.dtype)[rows]
+
+
+def linear_update(
+    directions: Float[Tensor, "k d_model"],
+    centres: Float[Tensor, "k"],
+    row_normalization: Literal["none", "pre"],
+    module: nn.Module | None,
+) -> SiteUpdate:
+    """The update of a plain, affine or `pre` edit: everything of it but its strengths.
+
+    `pre` needs the linear `module` of the site, for its row norms and bias.
+    """
+    v = directions
+    if row_normalization == "none":
+        constants = -centres[:, None] * v
+        return SiteUpdate(v[None], v[None], constants[None] if bool(centres.any()) else None)
+    if module is None:
+        raise ValueError("row normalisation needs the linear module of the site")
+    weight, bias = dense_weight(module)
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    v, centres = v.to(wide), centres.to(wide)
+    norms = wide.norm(dim=1)
+    inverse = torch.where(norms > 0, 1 / norms.clamp(min=torch.finfo(wide.dtype).tiny), torch.zeros_like(norms))
+    reads, writes = v * inverse, v * norms
+    b = bias.detach().to(wide) if bias is not None else torch.zeros_like(norms)
+    constants = (v @ b - centres)[:, None] * v - (reads @ b)[:, None] * writes
+    return SiteUpdate(reads[None], writes[None], constants[None] if bool(constants.any()) else None)
+
+
+def edit_updates(edit: Edit, sites: Mapping[Site, HookedModule]) -> Updates:
+    """One edit as updates at its sites."""
+    at, strengths = {}, {}
+    for site in edit.sites:
+        at[site], strengths[site] = _site_update(edit, site, sites[site])
+    return Updates(at, strengths)
+
+
+def stack_updates(candidates: Sequence[Updates]) -> Updates:
+    """Many edits as one: candidate c of the result is `candidates[c]`; strengths are 0 where it has no such site."""
+    found = sorted({site for candidate in candidates for site in candidate.at})
+    at, strengths = {}, {}
+    for site in found:
+        at[site], strengths[site] = _stack_site([(c.at.get(site), c.strengths.get(site)) for c in candidates])
+    return Updates(at, strengths)
+
+
+def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdate, Tensor]:
+    at = edit.at(site)
+    if edit.row_normalization != "full":
+        return linear_update(at.directions, at.centres, edit.row_normalization, where.module), at.strengths[None]
+    weight, bias = dense_weight(where.module)
+    change = factors(at, weight, bias, "full", edit.rank)
+    constants = None
+    if change.bias is not None:
+        constants = torch.zeros_like(change.b.T)
+        constants[0] = -change.bias
+    ones = torch.ones(1, change.rank, dtype=change.a.dtype, device=change.a.device)
+    return SiteUpdate(change.a[None], -change.b.T[None], None if constants is None else constants[None], "input"), ones
+
+
+def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -> tuple[SiteUpdate, Tensor]:
+    first = next(update for update, _ in candidates if update is not None)
+    updates = [first if update is None else update for update, _ in candidates]
+    if len({update.source for update in updates}) > 1:
+        raise ValueError("edits with and without row normalisation `full` do not go into one batch")
+    k = max(update.reads.shape[1] for update in updates)
+    strengths = [first.writes.new_zeros(1, k) if given is None else _pad(given, k) for _, given in candidates]
+    kappas = [torch.zeros_like(u.writes) if u.constants is None else u.constants for u in updates]
+    reads = _shared(torch.cat([_pad(update.reads, k) for update in updates]))
+    writes = _shared(torch.cat([_pad(update.writes, k) for update in updates]))
+    constants = _shared(torch.cat([_pad(kappa, k) for kappa in kappas]))
+    n = max(len(reads), len(writes), len(constants))
+    reads, writes, constants = (t.expand(n, -1, -1) for t in (reads, writes, constants))
+    return SiteUpdate(reads, writes, constants if bool(constants.any()) else None, first.source), torch.cat(strengths)
+
+
+def _pad(tensor: Tensor, k: int) -> Tensor:
+    """Zeros up to k on axis 1: vectors of strength 0."""
+    missing = tensor.new_zeros(tensor.shape[0], k - tensor.shape[1], *tensor.shape[2:])
+    return torch.cat([tensor, missing], dim=1)
+
+
+def _shared(stacked: Tensor) -> Tensor:
+    """One candidate in the place of many that are the same."""
+    return stacked[:1] if bool((stacked == stacked[:1]).all()) else stacked
