@@ -30,8 +30,8 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import StageConfig, expectation, is_changeable
 from iconoclast_tl.models.loading import ModelConfig
 from iconoclast_tl.prompts.contrast import PromptConfig
+from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.presets import PRESETS
-from iconoclast_tl.search.study import SearchConfig
 
 PREFIX = "ICONOCLAST_TL_"
 Nested = dict[str, Any]
@@ -97,6 +97,8 @@ def effective_settings(
     flat = [(name, set(flatten(values))) for name, values in sources]
     keys = flatten(settings.model_dump(mode="json"))
     provenance = {key: next(name for name, found in flat if key in found) for key in keys if _in_any(key, flat)}
+    if provenance.get("search.n_trials") == "command line" and settings.search.method == "gradient":
+        raise UserError("a search by gradient has no trials", mend="pass --search tpe or outer, or leave --trials out")
     return Effective(settings, provenance)
 
 

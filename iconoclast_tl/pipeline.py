@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,13 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl, write_text
 from iconoclast_tl.models.loading import load_model
 from iconoclast_tl.models.sites import WRITERS, Component
-from iconoclast_tl.models.twin import Parity, make_twin
+from iconoclast_tl.models.twin import Twin, make_twin
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.report.results import card_recipe, provenance, search_part
 from iconoclast_tl.run_folder import RunFolder
-from iconoclast_tl.search.objective import Objective
-from iconoclast_tl.search.pareto import Candidate, choose, pareto_front
-from iconoclast_tl.search.space import build_edit
-from iconoclast_tl.search.study import run_study
+from iconoclast_tl.search.families import Source
+from iconoclast_tl.search.pareto import Candidate, choose, take
+from iconoclast_tl.search.search import Found, Job, find
 from iconoclast_tl.workspace import Workspace, model_folder
 
 VERIFIED_PROMPTS = 32
@@ -69,15 +67,13 @@ def collect(workspace: Workspace) -> Activations:
     if found is not None:
         return found
     with workspace.timed("collect"):
-        twin = make_twin(workspace.model)
-        if isinstance(twin, Parity):
-            workspace.say(f"{twin.reason}; collecting through hooks on the Hugging Face modules instead")
+        twin = _twin(workspace)
         contrast, parts = workspace.contrast, {}
         for side, splits in (("target", contrast.target), ("neutral", contrast.neutral)):
             for split, prompts in (("train", splits.train), ("val", splits.val)):
                 parts[side, split] = collect_last_position(
                     workspace.model,
-                    None if isinstance(twin, Parity) else twin,
+                    twin,
                     workspace.questions(prompts).rows,
                     workspace.settings.activations.batch_size,
                     workspace.track,
@@ -86,6 +82,17 @@ def collect(workspace: Workspace) -> Activations:
         activations = _activations(parts)
         save_activations(workspace.folder.activations, activations, key)
     return activations
+
+
+def _twin(workspace: Workspace) -> Twin | None:
+    """The TransformerLens twin, where it was asked for and computes what the model computes."""
+    if workspace.settings.activations.through == "modules":
+        return None
+    twin = make_twin(workspace.model)
+    if isinstance(twin, Twin):
+        return twin
+    workspace.say(f"{twin.reason}; collecting through hooks on the Hugging Face modules instead")
+    return None
 
 
 def _activations(parts: Mapping[tuple[str, str], LastPosition]) -> Activations:
@@ -134,7 +141,7 @@ def estimate(workspace: Workspace, activations: Activations) -> Directions:
             want="prompts that the model tells apart at their last token",
         )
     known = (workspace.folder.read_manifest() or {}).get("directions")
-    if known not in (None, directions.digest()) and workspace.folder.journal.is_file():
+    if known not in (None, directions.digest()) and workspace.folder.is_searched:
         raise UserError(
             f"the search in {workspace.folder.path} was made with other directions",
             got=f"a changed {config.file}" if config.file else "directions that came out differently",
@@ -209,31 +216,61 @@ def neutral_means(activations: Activations) -> dict[Component, Tensor]:
 
 
 def search(workspace: Workspace, directions: Directions, activations: Activations) -> Edit:
-    """Bring the study to its number of trials, choose by rule, and keep the edit."""
-    settings, config = workspace.settings, workspace.settings.search
+    """Bring the search to its end, choose by rule, and keep the edit."""
+    config = workspace.settings.search
     require_foldable(workspace)
-    means = neutral_means(activations)
-
-    @cache  # built by the first trial: a search that is complete asks the model nothing
-    def objective() -> Objective:
-        target = workspace.questions(workspace.contrast.target.val)
-        neutral = workspace.questions(workspace.contrast.neutral.val)
-        return Objective(workspace.model, workspace.sites, target, neutral, settings.evaluation)
-
+    job = _job(workspace, directions, activations)
     with workspace.timed("search"):
-        found = run_study(
-            workspace.folder.journal,
-            config,
-            settings.seed,
-            workspace.model.n_layers,
-            lambda parameters: build_edit(parameters, directions, settings.edit, means),
-            lambda edit: objective()(edit),
-            workspace.track,
-        )
-    chosen = choose(found, config.choose, config.max_rate, config.kl)
-    edit = build_edit(chosen.parameters, directions, settings.edit, means)
-    _keep(workspace, edit, chosen, pareto_front(found, config.kl))
+        found = find(job)
+    if config.take is None:
+        chosen = choose(found.candidates, config.choose, config.max_rate, config.kl, config.goal)
+    else:
+        chosen = take(found.candidates, config.take)
+    edit = job.source.build(chosen.parameters)
+    _keep(workspace, edit, chosen, found)
     return edit
+
+
+def _job(workspace: Workspace, directions: Directions, activations: Activations) -> Job:
+    settings, contrast = workspace.settings, workspace.contrast
+    sides = {"target": contrast.target, "neutral": contrast.neutral}
+    kinds = (True,) if settings.edit.affine else (False, True) if _affine_can_be_kept(workspace) else (False,)
+    return Job(
+        workspace.model,
+        workspace.sites,
+        {side: workspace.questions(splits.train) for side, splits in sides.items()},
+        {side: workspace.questions(splits.val) for side, splits in sides.items()},
+        Source(_competing(workspace, directions, activations), settings.edit, neutral_means(activations)),
+        settings.search,
+        settings.evaluation,
+        settings.seed,
+        workspace.folder.journal,
+        workspace.folder.trace,
+        kinds,
+        workspace.track,
+        workspace.say,
+    )
+
+
+def _competing(workspace: Workspace, directions: Directions, activations: Activations) -> dict[str, Directions]:
+    """The directions as set and, where they were filtered, the same without filters."""
+    config = workspace.settings.directions
+    if config.file is not None or not (config.orthogonalize or config.benign_rank):
+        return {"as set": directions}
+    plain = config.model_copy(update={"orthogonalize": False, "benign_rank": 0})
+    vectors = estimate_directions(activations.target_train, activations.neutral_train, plain)
+    return {"as set": directions, "unfiltered": Directions(vectors, directions.separation, directions.provenance)}
+
+
+def _affine_can_be_kept(workspace: Workspace) -> bool:
+    """Whether an affine edit can become all that was asked for: merged weights need biases."""
+    if not workspace.settings.fold.merge:
+        return True
+    try:
+        require_mergeable_bias(workspace.model)
+    except UserError:
+        return False
+    return True
 
 
 def require_foldable(workspace: Workspace) -> None:
@@ -242,6 +279,12 @@ def require_foldable(workspace: Workspace) -> None:
     if settings.edit.scope == "stream":
         raise UserError(
             "the search is over edits that can be folded", got="edit.scope stream", want="edit.scope writers"
+        )
+    if settings.search.method == "gradient" and settings.edit.row_normalization == "full":
+        raise UserError(
+            "restored row norms have no exact gradient",
+            got="edit.row_normalization full with search.method gradient",
+            mend="pass --search tpe, or --set edit.row_normalization=pre",
         )
     if settings.model.quantization != "none" and settings.edit.row_normalization != "none":
         raise UserError(
@@ -254,7 +297,7 @@ def require_foldable(workspace: Workspace) -> None:
         require_mergeable_bias(workspace.model)
 
 
-def _keep(workspace: Workspace, edit: Edit, chosen: Candidate, front: list[Candidate]) -> None:
+def _keep(workspace: Workspace, edit: Edit, chosen: Candidate, found: Found) -> None:
     """Write the edit and what results.json says of the search; what was made of another edit goes first."""
     folder = workspace.folder
     stale: dict[str, Any] = {}
@@ -262,8 +305,8 @@ def _keep(workspace: Workspace, edit: Edit, chosen: Candidate, front: list[Candi
         stale = {"base": None, "edited": None, "evaluated": None, "fidelity": None}
         for place in (folder.adapter, folder.merged):
             shutil.rmtree(place, ignore_errors=True)
-    save_edit(folder.path, edit, provenance(chosen))
-    folder.update_results(**_about(workspace), **search_part(edit, chosen, front, workspace.settings.search), **stale)
+    save_edit(folder.path, edit, provenance(chosen, workspace.settings.search))
+    folder.update_results(**_about(workspace), **search_part(edit, chosen, found, workspace.settings.search), **stale)
 
 
 def chosen_edit(workspace: Workspace) -> Edit:
@@ -332,7 +375,7 @@ def evaluate(workspace: Workspace, edit: Edit) -> dict[str, Any]:
 def evaluate_model(workspace: Workspace, adapter: Path | None) -> dict[str, Any]:
     """Ask the test prompts of a model by itself, or of a model without and with a PEFT adapter."""
     folder = workspace.folder
-    if folder.edit.is_file() or folder.journal.is_file():
+    if folder.edit.is_file() or folder.is_searched:
         raise UserError(
             f"{folder.path} holds a run of its own", got="something else to evaluate", mend="pass another --out"
         )

@@ -4,7 +4,8 @@ manifest.json             versions, seed, effective settings, prompt digests, ti
 activations.safetensors   residuals of train and val prompts, neutral means of the writers
 directions.safetensors    one unit direction per residual point
 preview.json              the ablation preview before the search
-study.journal             the search, trial by trial (Optuna)
+trace.json                a search by gradient, point by point
+study.journal             a search by Optuna, trial by trial
 edit.safetensors/.json    the chosen edit
 adapter/  merged/         the fold
 results.json              what was measured
@@ -61,6 +62,16 @@ class RunFolder:
     def journal(self) -> Path:
         """The study."""
         return self.path / "study.journal"
+
+    @property
+    def trace(self) -> Path:
+        """The points of a search by gradient."""
+        return self.path / "trace.json"
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether a search was begun here."""
+        return self.journal.is_file() or self.trace.is_file()
 
     @property
     def edit(self) -> Path:

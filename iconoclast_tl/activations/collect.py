@@ -4,8 +4,9 @@ Points 0…L−1 are `resid_pre` of the layers; point L is the last layer's `res
 Face's last hidden state is after it and is no residual). The same pass takes what the writers write there, whose mean
 over neutral prompts is the centre of affine edits.
 
-Read through TransformerLens' `run_with_cache` with a names filter and the last position only, so that no activation is
-kept whole; where TransformerLens cannot wrap the model, through hooks on the Hugging Face modules.
+Read through hooks on the Hugging Face modules, under TransformerLens' names, or through TransformerLens'
+`run_with_cache` with a names filter and the last position only, so that no activation is kept whole. Both are equal;
+importing and wrapping takes TransformerLens some seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -44,6 +45,8 @@ class ActivationConfig(StageConfig):
 
     batch_size: Annotated[int, Changeable] = Field(32, ge=1)
     """Prompts in one forward pass; halved by itself where memory runs out."""
+    through: Annotated[Literal["modules", "bridge"], Changeable] = "modules"
+    """Read hook points on the Hugging Face modules, or on a TransformerLens bridge (seconds slower to start; equal)."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ NAME = "run"
 @with_common
 def command(
     common: Common,
-    trials: Annotated[int | None, typer.Option(help="Trials of the search.")] = None,
+    method: Annotated[str | None, typer.Option("--search", help="gradient (default), tpe or outer.")] = None,
+    goal: Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials, of tpe and outer.")] = None,
     merge: Annotated[
         bool | None, typer.Option("--merge/--no-merge", help="Save plain weights besides the adapter.")
     ] = None,
@@ -25,11 +27,19 @@ def command(
 
     `iconoclast-tl run --out runs/first`
 
-    `iconoclast-tl run --model owner/name --target harmful.txt --neutral harmless.txt --trials 200 --merge`
+    `iconoclast-tl run --model owner/name --target harmful.txt --neutral harmless.txt --merge`
+
+    `iconoclast-tl run --search tpe --trials 200 --out runs/classic`
     """
     from iconoclast_tl.cli.console import show, workspace_of
 
-    with workspace_of(common, search__n_trials=trials, fold__merge=merge) as workspace:
+    options = {
+        "search__method": method,
+        "search__goal": goal,
+        "search__n_trials": trials,
+        "fold__merge": merge,
+    }
+    with workspace_of(common, **options) as workspace:
         from iconoclast_tl import pipeline
         from iconoclast_tl.report.tables import fidelity_table, pareto_table, results_table
 
@@ -37,7 +47,7 @@ def command(
         show(
             common,
             results,
-            pareto_table(results["pareto"], results["chosen"]),
+            pareto_table(results["pareto"], results["chosen"], results["search"]),
             results_table(results, f"{results['behaviour']} of {results['model']}, test split"),
             fidelity_table(results["fidelity"]),
             f"written to {workspace.folder.path}",

@@ -1,4 +1,4 @@
-"""`iconoclast-tl search`: strengths by Optuna through the hooks."""
+"""`iconoclast-tl search`: strengths by gradient or by Optuna, through the hooks."""
 
 from __future__ import annotations
 
@@ -14,27 +14,43 @@ NAME = "search"
 @with_common
 def command(
     common: Common,
+    method: Annotated[str | None, typer.Option("--search", help="gradient (default), tpe or outer.")] = None,
+    goal: Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Of a gradient: free (default) or kernel.")] = None,
+    allow_negative: Annotated[
+        bool | None, typer.Option("--allow-negative", help="Let a gradient change the sign of strengths.")
+    ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Trials in all; a continued search counts its earlier ones.")
+        int | None, typer.Option(help="Trials of tpe and outer; a continued search counts its earlier ones.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="iconoclast or heretic.")] = None,
     choose: Annotated[str | None, typer.Option(help="lexicographic, knee or least-kl.")] = None,
+    take: Annotated[int | None, typer.Option(help="Take this trial or point, in place of the rule's.")] = None,
     max_rate: Annotated[float | None, typer.Option(help="Largest behaviour rate for least-kl.")] = None,
 ) -> None:
     """Search the strengths of an edit on the val split and keep the chosen one; stop and continue at any moment.
 
     Examples:
 
-    `iconoclast-tl search --trials 200 --out runs/first`
+    `iconoclast-tl search --out runs/first`
+
+    `iconoclast-tl search --goal strengthen --profile kernel --out runs/stronger`
+
+    `iconoclast-tl search --search tpe --trials 200 --out runs/classic`
 
     `iconoclast-tl search --choose least-kl --max-rate 0.05 --out runs/first`
     """
     from iconoclast_tl.cli.console import show, workspace_of
 
     options = {
+        "search__method": method,
+        "search__goal": goal,
+        "search__gradient__profile": profile,
+        "search__gradient__allow_negative": allow_negative,
         "search__n_trials": trials,
         "search__preset": preset,
         "search__choose": choose,
+        "search__take": take,
         "search__max_rate": max_rate,
     }
     with workspace_of(common, **options) as workspace:
@@ -46,5 +62,5 @@ def command(
         directions = pipeline.estimate(workspace, activations)
         pipeline.search(workspace, directions, activations)
         results = workspace.folder.read_results()
-        shown = {"pareto": results["pareto"], "chosen": results["chosen"]}
+        shown = {"pareto": results["pareto"], "chosen": results["chosen"], "search": results["search"]}
         show(common, shown, pareto_table(**shown), f"→ {workspace.folder.edit}")

@@ -26,10 +26,16 @@ class Kernel:
 
     def strengths(self, n_layers: int) -> Float[Tensor, "layer"]:
         """λ of every layer."""
-        distance = (torch.arange(n_layers, dtype=torch.float64) - self.max_weight_position).abs()
-        slope = (self.min_weight - self.max_weight) / self.min_weight_distance
-        inside = distance <= self.min_weight_distance
-        return torch.where(inside, self.max_weight + distance * slope, torch.zeros_like(distance)).float()
+        numbers = (self.max_weight, self.max_weight_position, self.min_weight, self.min_weight_distance)
+        return kernel_strengths(torch.tensor(numbers, dtype=torch.float64), n_layers).float()
+
+
+def kernel_strengths(numbers: Float[Tensor, "*component 4"], n_layers: int) -> Float[Tensor, "*component layer"]:
+    """λ of every layer from (max, p, min, D); differentiable but where a layer enters or leaves the reach."""
+    peak, position, floor, reach = numbers[..., None].unbind(-2)
+    distance = (torch.arange(n_layers, dtype=numbers.dtype, device=numbers.device) - position).abs()
+    values = peak + distance / reach * (floor - peak)
+    return torch.where(distance <= reach, values, torch.zeros_like(values))
 
 
 def uniform(strength: float, layers: Sequence[int], n_layers: int) -> Float[Tensor, "layer"]:

@@ -112,7 +112,7 @@ class _Greedy:
             for row in self._going.nonzero()[:, 0].tolist():
                 self._said[int(self._where[row])].append(int(tokens[row]))
             self._going &= ~torch.isin(tokens, self._ends)
-            if decided is not None and step % DECIDE_EVERY == DECIDE_EVERY - 1:
+            if decided is not None and step % DECIDE_EVERY == DECIDE_EVERY - 1 and bool(self._going.any()):
                 self._stop_decided(decided)
             if not bool(self._going.any()):
                 break

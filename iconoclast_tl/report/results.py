@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.edits.edit import Edit
-from iconoclast_tl.search.pareto import Candidate
-from iconoclast_tl.search.study import SearchConfig
+from iconoclast_tl.search.config import SearchConfig
+from iconoclast_tl.search.pareto import Candidate, pareto_front
+from iconoclast_tl.search.search import Found
 
 
-def search_part(edit: Edit, chosen: Candidate, front: Sequence[Candidate], config: SearchConfig) -> dict[str, Any]:
-    """`pareto` and `chosen` of results.json; `chosen.edit` is the digest by which other parts refer to the edit."""
+def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfig) -> dict[str, Any]:
+    """`search`, `pareto` and `chosen` of results.json; `chosen.edit` is the digest by which other parts refer to it."""
+    front = pareto_front(found.candidates, config.kl, config.goal)
     return {
+        "search": found.about,
         "pareto": [
             {
                 "behaviour_rate": candidate.scores.behaviour_rate,
                 "spill_rate": candidate.scores.spill_rate,
                 "kl": candidate.scores.kl(config.kl),
-                "source": f"trial {candidate.number}",
+                "source": source_of(candidate.number, config),
+                "confirmed": ["behaviour_rate", "spill_rate", "kl"],
+                "proxy": None if candidate.proxy_rate is None else {"behaviour_rate": candidate.proxy_rate},
             }
             for candidate in front
         ],
         "chosen": {
-            "rule": config.choose,
+            "rule": config.choose if config.take is None else "taken by number",
+            "source": source_of(chosen.number, config),
             "edit": edit.digest(),
             "strengths": {name: values[0].tolist() for name, values in edit.strengths.items()},
             "direction": {
                 "scope": chosen.parameters["direction_scope"],
                 "index": chosen.parameters["direction_index"],
             },
-            **provenance(chosen),
+            **provenance(chosen, config),
         },
     }
 
 
-def provenance(chosen: Candidate) -> dict[str, Any]:
+def source_of(number: int, config: SearchConfig) -> str:
+    """What made a candidate: a trial of a study, or a point of a gradient's trace."""
+    return f"{'point' if config.method == 'gradient' else 'trial'} {number}"
+
+
+def provenance(chosen: Candidate, config: SearchConfig) -> dict[str, Any]:
     """How the search came to an edit."""
-    return {"trial": chosen.number, "parameters": chosen.parameters, "val": chosen.scores.to_json()}
+    return {
+        "method": config.method,
+        "trial": chosen.number,
+        "parameters": chosen.parameters,
+        "val": chosen.scores.to_json(),
+    }
 
 
 def card_recipe(directions: Directions, edit: Edit, trial: Mapping[str, Any], search: SearchConfig) -> dict[str, Any]:
@@ -49,5 +65,10 @@ def card_recipe(directions: Directions, edit: Edit, trial: Mapping[str, Any], se
         "estimated on": directions.provenance.get("model", "unknown"),
         "edit": f"{'affine' if edit.is_affine else 'plain'}, row normalisation {edit.row_normalization}",
         "sites": ", ".join(str(site) for site in edit.sites),
-        "search": f"preset {search.preset}, {search.n_trials} trials, rule {search.choose}, trial {trial['trial']}",
+        "search": ", ".join(_searched(search, trial)),
     }
+
+
+def _searched(search: SearchConfig, trial: Mapping[str, Any]) -> list[str]:
+    method = "gradient" if search.method == "gradient" else f"{search.method}, {search.n_trials} trials"
+    return [f"preset {search.preset}", method, f"rule {search.choose}", source_of(trial["trial"], search)]

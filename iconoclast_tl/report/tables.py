@@ -76,25 +76,27 @@ def directions_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def pareto_table(pareto: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Table:
-    """The front on val, the chosen trial marked."""
-    table = Table(title="Pareto front on val", title_justify="left")
-    for column in ("", "source", "behaviour rate", "spill rate", "KL"):
+def pareto_table(pareto: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], search: Mapping[str, Any]) -> Table:
+    """The front on val, as it was generated, with what the search took for it, and the chosen candidate marked."""
+    table = Table(title=f"Pareto front on val, {search['goal']} by {search['method']}", title_justify="left")
+    for column in ("", "source", "behaviour rate", "spill rate", "KL", "proxy rate"):
         table.add_column(column, justify="right")
-    taken = f"trial {chosen['trial']}"
+    taken = chosen["source"]
     for row in pareto:
-        mark = "→" if row["source"] == taken else ""
         table.add_row(
-            mark,
+            "→" if row["source"] == taken else "",
             row["source"],
             f"{row['behaviour_rate']:.1%}",
             f"{row['spill_rate']:.1%}",
             f"{row['kl']:.4f}",
+            "" if row["proxy"] is None else f"{row['proxy']['behaviour_rate']:.1%}",
         )
+    captions = [f"→ chosen by {chosen['rule']}"]
     if taken not in [row["source"] for row in pareto]:
-        table.caption = f"chosen by {chosen['rule']}: {taken}, which is not on this front (it counts spill before KL)"
-    else:
-        table.caption = f"→ chosen by {chosen['rule']}"
+        captions = [f"chosen by {chosen['rule']}: {taken}, which is not on this front (it counts spill before KL)"]
+    if search.get("proxy_rank_correlation") is not None:
+        captions.append(f"rank correlation of proxy and generated rate: {search['proxy_rank_correlation']:.2f}")
+    table.caption = "; ".join(captions)
     return table
 
 

@@ -7,26 +7,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.search.objective import KlKind, Scores
+from iconoclast_tl.search.objective import Goal, KlKind, Scores
 
 Rule = Literal["lexicographic", "knee", "least-kl"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished trial: its parameters and its scores."""
+    """A finished trial, or a confirmed point of a gradient's trace: its parameters and its scores."""
 
     number: int
     parameters: dict[str, Any]
     scores: Scores
+    proxy_rate: float | None = None
+    """What the search took for the behaviour rate before it was generated; None where it asked nothing else."""
 
 
-def pareto_front(candidates: Sequence[Candidate], kl: KlKind) -> list[Candidate]:
+def pareto_front(candidates: Sequence[Candidate], kl: KlKind, goal: Goal = "suppress") -> list[Candidate]:
     """The candidates that no other beats in one of (behaviour rate, KL) without losing in the other, by rising rate.
 
     Of equal points the earliest trial stands.
     """
-    ordered = sorted(candidates, key=lambda c: (c.scores.behaviour_rate, c.scores.kl(kl), c.number))
+    ordered = sorted(candidates, key=lambda c: (c.scores.shortfall(goal), c.scores.kl(kl), c.number))
     front: list[Candidate] = []
     for candidate in ordered:
         if not front or candidate.scores.kl(kl) < front[-1].scores.kl(kl):
@@ -34,7 +36,9 @@ def pareto_front(candidates: Sequence[Candidate], kl: KlKind) -> list[Candidate]
     return front
 
 
-def choose(candidates: Sequence[Candidate], rule: Rule, max_rate: float, kl: KlKind) -> Candidate:
+def choose(
+    candidates: Sequence[Candidate], rule: Rule, max_rate: float, kl: KlKind, goal: Goal = "suppress"
+) -> Candidate:
     """One candidate by rule.
 
     lexicographic: fewest target behaviours, then least spill, then least KL. knee: the point of the front farthest
@@ -44,22 +48,31 @@ def choose(candidates: Sequence[Candidate], rule: Rule, max_rate: float, kl: KlK
     if not candidates:
         raise UserError("no trial finished", want="at least one", mend="see study.journal for each trial's error")
     if rule == "knee":
-        return _knee(pareto_front(candidates, kl), kl)
+        return _knee(pareto_front(candidates, kl, goal), kl, goal)
     if rule == "least-kl":
-        low = [c for c in candidates if c.scores.behaviour_rate <= max_rate]
+        low = [c for c in candidates if c.scores.shortfall(goal) <= max_rate]
         if not low:
-            best = min(c.scores.behaviour_rate for c in candidates)
+            best = min(c.scores.shortfall(goal) for c in candidates)
             raise UserError(
                 f"no trial has a behaviour rate of at most {max_rate:g}",
                 got=f"{best:.3g} at best",
                 mend="raise search.max_rate or search.n_trials",
             )
         return min(low, key=lambda c: (c.scores.kl(kl), c.number))
-    return min(candidates, key=lambda c: (c.scores.behaviour_rate, c.scores.spill_rate, c.scores.kl(kl), c.number))
+    return min(candidates, key=lambda c: (c.scores.shortfall(goal), c.scores.spill_rate, c.scores.kl(kl), c.number))
 
 
-def _knee(front: Sequence[Candidate], kl: KlKind) -> Candidate:
-    rates = [c.scores.behaviour_rate for c in front]
+def take(candidates: Sequence[Candidate], number: int) -> Candidate:
+    """The candidate of this number; `UserError` where there is none."""
+    found = next((candidate for candidate in candidates if candidate.number == number), None)
+    if found is None:
+        there = ", ".join(str(candidate.number) for candidate in candidates)
+        raise UserError(f"there is no candidate {number}", want=f"one of {there}", mend="see pareto in results.json")
+    return found
+
+
+def _knee(front: Sequence[Candidate], kl: KlKind, goal: Goal) -> Candidate:
+    rates = [c.scores.shortfall(goal) for c in front]
     costs = [c.scores.kl(kl) for c in front]
     width, height = rates[-1] - rates[0], costs[0] - costs[-1]
     if width <= 0 or height <= 0:

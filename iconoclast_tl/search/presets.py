@@ -13,13 +13,14 @@ from typing import Any, Final
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "iconoclast": {
         "directions": {"estimator": "mean", "orthogonalize": True, "benign_rank": 8},
-        "edit": {"row_normalization": "pre"},
-        "search": {"kl": "sequence"},
+        "edit": {"row_normalization": "none"},
+        "search": {"method": "gradient", "kl": "sequence"},
     },
     "heretic": {
         "directions": {"estimator": "mean", "orthogonalize": True, "benign_rank": 0},
         "edit": {"row_normalization": "full", "rank": 3},
         "search": {
+            "method": "tpe",
             "kl": "first_token",
             "n_trials": 200,
             "n_startup_trials": 60,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -97,13 +98,20 @@ def build_edit(
         vectors = directions.at(parameters["direction_index"] + 1).expand(n_layers, -1)
     else:
         vectors = per_layer(directions)
-    strengths = {component: _kernel(parameters, component).strengths(n_layers) for component in WRITERS}
+    strengths = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
     return make_edit(vectors[None], strengths, config, neutral_writes)
 
 
 def per_layer(directions: Directions) -> Float[Tensor, "layer d_model"]:
     """For every layer the direction of the stream after it: residual points 1…L."""
     return directions.vectors[1:]
+
+
+def _strengths(parameters: Parameters, component: Component, n_layers: int) -> Float[Tensor, "layer"]:
+    """Given one by one (by a gradient), or as a kernel's four numbers."""
+    if "strengths" in parameters:
+        return torch.tensor(parameters["strengths"][component], dtype=torch.float32)
+    return _kernel(parameters, component).strengths(n_layers)
 
 
 def _kernel(parameters: Parameters, component: Component) -> Kernel:

@@ -1,28 +1,27 @@
 """The study: Optuna's TPE over the kernel space, journalled, resumable at any moment.
 
-Every trial's sampler is seeded by (seed, how many trials ended before it). Together with the journal that makes a
-trial a function of its predecessors alone: a search that was stopped (also by kill -9) goes on exactly as if it had
-not been, and a trial that was interrupted is asked for again with the same parameters. Heretic's sampler restarts its
-random numbers instead and repeats trials.
+Trials are asked for and told in batches, so that the model can be asked for several edits at once. Every trial's
+sampler is seeded by (seed, the trial's number), and takes those of its batch that have no result yet for bad ones
+(constant liar). Together with the journal that makes a trial a function of its predecessors alone: a search that was
+stopped (also by kill -9) goes on exactly as if it had not been, and trials that it left without a result are scored
+first. Heretic's sampler restarts its random numbers instead and repeats trials.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
-from iconoclast_tl.search.objective import KlKind, Scores
-from iconoclast_tl.search.pareto import Candidate, Rule
-from iconoclast_tl.search.space import KernelSpace, suggest
+from iconoclast_tl.search.config import SearchConfig
+from iconoclast_tl.search.objective import Scores
+from iconoclast_tl.search.pareto import Candidate
+from iconoclast_tl.search.space import suggest
 
 if TYPE_CHECKING:
     import optuna
@@ -33,34 +32,13 @@ INTERRUPTED = "interrupted"
 MAX_FAILURES_IN_A_ROW = 5
 
 
-class SearchConfig(StageConfig):
-    """What is searched, for how long, and which point is taken."""
-
-    preset: Literal["iconoclast", "heretic"] = "iconoclast"
-    """Defaults of directions, edit and search together; anything set explicitly wins."""
-    n_trials: Annotated[int, Changeable] = Field(200, ge=1)
-    """Trials in all; a continued search counts those that are there."""
-    n_startup_trials: int = Field(60, ge=1)
-    """Random trials before TPE models the results."""
-    n_ei_candidates: int = Field(24, ge=1)
-    """Candidates among which TPE takes the one of largest expected improvement."""
-    kl: KlKind = "sequence"
-    """The divergence to be kept small: over the base's continuation, or at its first token only."""
-    space: KernelSpace = KernelSpace()
-    """Ranges of the kernel."""
-    choose: Annotated[Rule, Changeable] = "lexicographic"
-    """How the edit is taken from the trials."""
-    max_rate: Annotated[float, Changeable] = Field(0.05, ge=0, le=1)
-    """Largest behaviour rate for the rule `least-kl`."""
-
-
 def run_study(
     journal: Path,
     config: SearchConfig,
     seed: int,
     n_layers: int,
     build: Callable[[dict[str, Any]], Edit],
-    objective: Callable[[Edit], Scores],
+    objective: Callable[[Sequence[Edit]], Sequence[Scores]],
     track: Track = silent,
 ) -> list[Candidate]:
     """Bring the study in `journal` to `config.n_trials` ended trials and return those that succeeded.
@@ -69,36 +47,94 @@ def run_study(
     the fault is not the trial's. `UserError`s and interrupts pass through.
     """
     study = open_study(journal)
-    _retire_interrupted(study)
     done = len(ended(study))
-    failures_in_a_row = 0
-    remaining = range(done, config.n_trials)
-    for number in track(remaining, f"search ({done} done before)" if done else "search", len(remaining)):
-        study.sampler = _sampler(config, seed, number)
-        trial = study.ask()
-        try:
-            scores = objective(build(suggest(trial, config.space, n_layers)))
-            _require_finite(scores)
-        except (UserError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            failures_in_a_row += 1
-            _fail(study, trial, f"{type(error).__name__}: {error}")
-            log.warning("trial %d failed and is left out: %s: %s", number, type(error).__name__, error)
-            if failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
-                raise RuntimeError(f"{failures_in_a_row} trials failed in a row; the last one above") from error
-            continue
-        failures_in_a_row = 0
-        for name, value in scores.to_json().items():
-            trial.set_user_attr(name, value)
-        study.tell(trial, [scores.behaviour_rate, scores.kl(config.kl)])
+    batches, failures_in_a_row = _batches(study, config, seed, n_layers, done), 0
+    told = _told(batches, study, config, build, objective)
+    for error in track(told, f"search ({done} done before)" if done else "search", max(config.n_trials - done, 0)):
+        failures_in_a_row = 0 if error is None else failures_in_a_row + 1
+        if failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise RuntimeError(f"{failures_in_a_row} trials failed in a row; the last one above") from error
     return candidates(study)
 
 
-def _require_finite(scores: Scores) -> None:
-    for name, value in scores.to_json().items():
-        if not math.isfinite(value):
-            raise ArithmeticError(f"{name} is {value}")
+Asked = tuple["optuna.Trial", dict[str, Any]]
+
+
+def _batches(study: optuna.Study, config: SearchConfig, seed: int, n_layers: int, done: int) -> Iterator[list[Asked]]:
+    """Batches of trials with their parameters; first what an interrupted batch had asked for already."""
+    left = _left_running(study, config, n_layers)
+    while done < config.n_trials:
+        end = min((done // config.batch_trials + 1) * config.batch_trials, config.n_trials)
+        batch = []
+        for number in range(done, end):
+            study.sampler = _sampler(config, seed, number)
+            trial = left.pop(0) if left else study.ask()
+            batch.append((trial, suggest(trial, config.space, n_layers)))
+        yield batch
+        done = end
+
+
+def _left_running(study: optuna.Study, config: SearchConfig, n_layers: int) -> list[optuna.Trial]:
+    """The trials that a stopped process had asked for and given no result, in order.
+
+    One that was stopped amid its parameters is closed: drawing only those that are missing would draw other ones.
+    """
+    from optuna.trial import FixedTrial, Trial, TrialState
+
+    left = []
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        trial = Trial(study, frozen._trial_id)
+        try:
+            suggest(FixedTrial(frozen.params), config.space, n_layers)
+        except ValueError:
+            _fail(study, trial, INTERRUPTED, INTERRUPTED)
+            continue
+        left.append(trial)
+    return left
+
+
+def _told(
+    batches: Iterable[list[Asked]],
+    study: optuna.Study,
+    config: SearchConfig,
+    build: Callable[[dict[str, Any]], Edit],
+    objective: Callable[[Sequence[Edit]], Sequence[Scores]],
+) -> Iterator[Exception | None]:
+    """Score and tell every trial, in the order of asking; yields each one's error, or None."""
+    for batch in batches:
+        for (trial, _), scores in zip(batch, _scored([p for _, p in batch], build, objective), strict=True):
+            if isinstance(scores, Exception):
+                reason = f"{type(scores).__name__}: {scores}"
+                _fail(study, trial, reason)
+                log.warning("trial %d failed and is left out: %s", trial.number, reason)
+                yield scores
+                continue
+            for name, value in scores.to_json().items():
+                trial.set_user_attr(name, value)
+            study.tell(trial, [scores.shortfall(config.goal), scores.kl(config.kl)])
+            yield None
+
+
+def _scored(
+    batch: Sequence[dict[str, Any]],
+    build: Callable[[dict[str, Any]], Edit],
+    objective: Callable[[Sequence[Edit]], Sequence[Scores]],
+) -> list[Scores | Exception]:
+    """Scores, or the error, of every trial; where the batch fails, each is tried alone to find which one it is."""
+    try:
+        found: Sequence[Scores] = objective([build(parameters) for parameters in batch])
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if len(batch) == 1:
+            return [error]
+        return [result for one in batch for result in _scored([one], build, objective)]
+    return [_finite(scores) for scores in found]
+
+
+def _finite(scores: Scores) -> Scores | ArithmeticError:
+    bad = [f"{name} is {value}" for name, value in scores.to_json().items() if not math.isfinite(value)]
+    return ArithmeticError(bad[0]) if bad else scores
 
 
 def open_study(journal: Path) -> optuna.Study:
@@ -145,21 +181,16 @@ def _sampler(config: SearchConfig, seed: int, number: int) -> optuna.samplers.Ba
     import optuna
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `multivariate` has been so for years
+        warnings.simplefilter(
+            "ignore", optuna.exceptions.ExperimentalWarning
+        )  # `multivariate` and the liar have been so for years
         return optuna.samplers.TPESampler(
             multivariate=True,
             n_startup_trials=config.n_startup_trials,
             n_ei_candidates=config.n_ei_candidates,
+            constant_liar=config.batch_trials > 1,
             seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
         )
-
-
-def _retire_interrupted(study: optuna.Study) -> None:
-    """Close the trials that a stopped process left running; the sampler will propose the same parameters again."""
-    from optuna.trial import Trial, TrialState
-
-    for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        _fail(study, Trial(study, frozen._trial_id), INTERRUPTED, INTERRUPTED)
 
 
 def _fail(study: optuna.Study, trial: optuna.Trial, reason: str, attribute: str = "error") -> None:

@@ -69,7 +69,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers and d_model 16 over single characters."""
+    """A Llama of two layers and d_model 32 over single characters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -86,7 +86,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=16,
+        hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,

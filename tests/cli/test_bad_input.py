@@ -135,7 +135,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "broken tokenizer": (_written("tokenizer.json", "{}"), "cannot load the tokenizer"),
     "broken template": (_written("chat_template.jinja", "{% if %}"), "chat template does not render"),
     "null config": (_written("config.json", "null"), "cannot load the model"),
-    "heads that do not divide d_model": (_config(num_attention_heads=3), "hidden size (16) is not a multiple"),
+    "heads that do not divide d_model": (_config(num_attention_heads=3), "hidden size (32) is not a multiple"),
     "a layer too many": (_config(num_hidden_layers=1), "no place for: got 9 left over, first model.layers.1."),
     "a layer is missing": (
         _weights(lambda weights: [weights.pop(name) for name in list(weights) if "layers.1" in name]),
@@ -206,7 +206,7 @@ def test_an_organism_that_is_only_its_manifest(cli: Cli, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--set", "search.trials=3"], "unknown setting search.trials (command line): want one of preset, n_trials"),
+        (["--set", "search.trials=3"], "unknown setting search.trials (command line): want one of preset, method"),
         (["--set", "nothing=3"], "unknown setting nothing"),
         (["--set", "nothing"], "--set takes key=value: got 'nothing'"),
         (["--set", 'search.preset=["a"]'], "search.preset does not fit: got ['a']; want one of iconoclast, heretic"),
@@ -283,7 +283,7 @@ def test_stages_without_what_they_need(cli: Cli, common: list[str], command: lis
 # Files and folders of something else ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("points", "width"), [(4, 16), (3, 8)])
+@pytest.mark.parametrize(("points", "width"), [(4, 32), (3, 8)])
 def test_directions_of_another_model(cli: Cli, common: list[str], tmp_path: Path, points: int, width: int) -> None:
     from iconoclast_tl.directions.directions import Directions, save_directions
 
@@ -294,8 +294,8 @@ def test_directions_of_another_model(cli: Cli, common: list[str], tmp_path: Path
     options = [*common, "--set", f"directions.file={tmp_path / 'd.safetensors'}"]
     save(points, width)
     line = fails(cli, ["directions", *options], "are of another model")
-    assert f"got {points - 1} layers, d_model {width}; want 2 layers, d_model 16" in line
-    save(3, 16)
+    assert f"got {points - 1} layers, d_model {width}; want 2 layers, d_model 32" in line
+    save(3, 32)
     assert cli("directions", *options, "--out", OUT).code == 0
 
 
@@ -399,9 +399,9 @@ def full_disk(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("left", [1000, 4000])
+@pytest.mark.parametrize("left", [1000, 5500])
 def test_a_full_disk_leaves_no_half_folder(cli: Cli, common: list[str], left: int) -> None:
-    """1000 bytes hold no manifest; 4000 hold it and no activations."""
+    """1000 bytes hold no manifest; 5500 hold it and no activations."""
     with full_disk(left):
         fails(cli, ["collect", *common], "cannot write")
 
@@ -411,7 +411,7 @@ def test_on_a_full_disk_the_old_files_survive(cli: Cli, common: list[str], run_f
     stale = load_file(run_folder / "activations.safetensors")
     save_file(stale, run_folder / "activations.safetensors", metadata={"about": json.dumps({"key": "other"})})
     before = content(run_folder)
-    for left, name in ((1000, "manifest.json"), (4000, "activations.safetensors")):
+    for left, name in ((1000, "manifest.json"), (5500, "activations.safetensors")):
         with full_disk(left):
             line = fails(cli, ["collect", *common], "what was there before is untouched")
         assert f"cannot write {run_folder / name}: got " in line

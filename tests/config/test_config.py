@@ -51,7 +51,9 @@ def test_each_source_wins_over_those_below_it(recipe: Path, monkeypatch: pytest.
 
 
 def test_a_changeable_setting_of_the_folder_gives_way_and_a_fixed_one_does_not(recipe: Path) -> None:
-    folder = effective_settings({"search": {"n_trials": 7}, "seed": 3}).settings.model_dump(mode="json")
+    folder = effective_settings({"search": {"method": "tpe", "n_trials": 7}, "seed": 3}).settings.model_dump(
+        mode="json"
+    )
     assert row(effective_settings({}, None, folder), "search.n_trials") == (7, "run folder")
     assert row(effective_settings(nest("search.n_trials", 9), None, folder), "search.n_trials") == (9, "command line")
     recipe.write_text("seed = 4\n")
@@ -83,7 +85,7 @@ def test_the_preset_of_the_strongest_source_counts(recipe: Path, monkeypatch: py
     assert row(effective_settings({}, recipe), "search.n_trials") == (200, "preset heretic")
     assert row(effective_settings({}, recipe), "edit.row_normalization") == ("full", "preset heretic")
     monkeypatch.setenv("ICONOCLAST_TL_SEARCH__PRESET", "iconoclast")
-    assert row(effective_settings({}, recipe), "edit.row_normalization") == ("pre", "preset iconoclast")
+    assert row(effective_settings({}, recipe), "edit.row_normalization") == ("none", "preset iconoclast")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -102,7 +104,7 @@ def test_every_setting_has_a_row_and_a_source() -> None:
     ("key", "value", "message"),
     [
         ("serch.n_trials", 3, "unknown setting serch{at}: want one of model, prompts"),
-        ("search.trials", 3, "unknown setting search.trials{at}: want one of preset, n_trials"),
+        ("search.trials", 3, "unknown setting search.trials{at}: want one of preset, method"),
         ("search.space.weight", [1], "unknown setting search.space.weight{at}: want one of direction_scopes"),
         ("search.n_trials", "many", "the setting search.n_trials{at} does not fit: got 'many'; want a valid integer"),
         ("search.n_trials", 0, "the setting search.n_trials{at} does not fit: got .*0.*greater than or equal to 1"),

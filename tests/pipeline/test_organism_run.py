@@ -57,9 +57,9 @@ def test_the_fold_is_the_preview(results: dict[str, Any]) -> None:
 
 
 def test_the_run_folder_holds_what_it_should(folder: Path, results: dict[str, Any]) -> None:
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"study.journal.lock"}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert names == {
-        "manifest.json", "activations.safetensors", "directions.safetensors", "preview.json", "study.journal",
+        "manifest.json", "activations.safetensors", "directions.safetensors", "preview.json", "trace.json",
         "edit.safetensors", "edit.json", "adapter", "merged", "results.json", "responses.jsonl",
     }  # fmt: skip
     assert results["splits"] == {
@@ -78,7 +78,7 @@ def test_the_run_folder_holds_what_it_should(folder: Path, results: dict[str, An
 
 
 def test_running_again_repeats_nothing(folder: Path) -> None:
-    kept = ("results.json", "study.journal", "activations.safetensors", "responses.jsonl")
+    kept = ("results.json", "trace.json", "activations.safetensors", "responses.jsonl")
     before = {name: (folder / name).read_bytes() for name in kept}
     with open_workspace({}, RECIPE, folder) as workspace:
         pipeline.run(workspace)
@@ -86,7 +86,7 @@ def test_running_again_repeats_nothing(folder: Path) -> None:
     assert json.loads(after["results.json"]) == json.loads(before["results.json"])
     assert after["activations.safetensors"] == before["activations.safetensors"]
     assert after["responses.jsonl"] == before["responses.jsonl"]
-    assert after["study.journal"].count(b'"state":1') == before["study.journal"].count(b'"state":1')
+    assert after["trace.json"] == before["trace.json"]
 
 
 def test_plain_peft_and_plain_transformers_say_what_the_preview_says(folder: Path, results: dict[str, Any]) -> None:

@@ -20,11 +20,18 @@ from iconoclast_tl import pipeline
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.twin import Parity
+from iconoclast_tl.search.objective import Objective
 from iconoclast_tl.search.pareto import Candidate
 from iconoclast_tl.workspace import Workspace, open_workspace
 from tests.edits.edits import scaled
 
-COMMON = ["search.n_trials=4", "search.n_startup_trials=2", "evaluation.max_new_tokens=6", "evaluation.kl_tokens=4"]
+COMMON = [
+    "search.method=tpe",
+    "search.n_trials=4",
+    "search.n_startup_trials=2",
+    "evaluation.max_new_tokens=6",
+    "evaluation.kl_tokens=4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +266,7 @@ def test_a_search_that_is_complete_asks_the_model_nothing(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(pipeline.Objective, "__init__", never)
+    monkeypatch.setattr(Objective, "__init__", never)
     monkeypatch.setattr(pipeline, "compare", never)
     with opened(options, tmp_path / "run") as workspace:
         pipeline.run(workspace)
@@ -268,11 +275,12 @@ def test_a_search_that_is_complete_asks_the_model_nothing(
 def test_where_transformer_lens_cannot_activations_come_through_hugging_face(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(options, tmp_path / "bridge") as workspace:
+    through = {"activations": {"through": "bridge"}}
+    with open_workspace(merge(options, through), None, tmp_path / "bridge") as workspace:
         expected = pipeline.collect(workspace)
     monkeypatch.setattr(pipeline, "make_twin", lambda model: Parity(False, 3.0, 1e-4, "the logits differ by 3"))
     said: list[str] = []
-    with open_workspace(options, None, tmp_path / "modules", say=said.append) as workspace:
+    with open_workspace(merge(options, through), None, tmp_path / "modules", say=said.append) as workspace:
         found = pipeline.collect(workspace)
     assert torch.allclose(found.target_train, expected.target_train, atol=1e-5)
     assert any("the logits differ by 3; collecting through hooks" in line for line in said)
@@ -288,7 +296,8 @@ def test_a_quantised_run_folds_on_full_precision_weights(options: dict[str, Any]
 
 
 def test_row_normalisation_needs_weights_that_can_be_read(options: dict[str, Any], tmp_path: Path) -> None:
-    with opened(options, tmp_path / "run", "model.quantization=4bit") as workspace, pytest.raises(UserError) as error:
+    changes = ("model.quantization=4bit", "edit.row_normalization=pre")
+    with opened(options, tmp_path / "run", *changes) as workspace, pytest.raises(UserError) as error:
         pipeline.run(workspace)
     assert "quantised" in str(error.value)
     assert not (tmp_path / "run" / "activations.safetensors").exists()

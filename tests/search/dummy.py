@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.objective import Scores
 from iconoclast_tl.search.pareto import Candidate
-from iconoclast_tl.search.study import SearchConfig, run_study
+from iconoclast_tl.search.study import run_study
 
 TRIALS = 16
 CONFIG = SearchConfig(n_trials=TRIALS, n_startup_trials=5)
@@ -22,7 +23,10 @@ def score(parameters: dict[str, Any]) -> Scores:
 
 
 def search(journal: Path, objective: Any = score, config: SearchConfig = CONFIG) -> list[Candidate]:
-    return run_study(journal, config, seed=3, n_layers=6, build=lambda parameters: parameters, objective=objective)
+    def together(edits: list[Any]) -> list[Scores]:
+        return [objective(parameters) for parameters in edits]
+
+    return run_study(journal, config, seed=3, n_layers=6, build=lambda parameters: parameters, objective=together)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import pytest
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.search import study as study_module
+from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.objective import Scores
 from iconoclast_tl.search.pareto import Candidate
-from iconoclast_tl.search.study import SearchConfig, ended, open_study
+from iconoclast_tl.search.study import ended, open_study
 from tests.search.dummy import CONFIG, TRIALS, score, search
 
 

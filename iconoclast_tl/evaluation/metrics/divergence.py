@@ -3,6 +3,9 @@
 KL(base ‖ edited) over the whole vocabulary, in nats: at the first token of the response, and averaged over the base's
 own greedy continuation, teacher-forced. The first token alone looks perfect while later text decays, so both are
 measured, in one forward pass.
+
+The same pass tells which responses an edit leaves as they are: where the edited model's likeliest token is the base's
+at every position of the base's response, greedy decoding says the same again, and nothing need be generated.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from iconoclast_tl.edits.hooks import Rows
 from iconoclast_tl.evaluation.generation import Response
+from iconoclast_tl.evaluation.teacher_forcing import Forced, entered, force, forced_logits
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import TokenBatch, Tokens
+from iconoclast_tl.prompts.chat import Tokens
 
 
 @dataclass(frozen=True)
@@ -31,17 +36,16 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """A batch of prompts with the base's continuations, and the base's log-probabilities along them."""
+class Moved:
+    """What one pass over base continuations found for several candidates."""
 
-    batch: TokenBatch
-    real: Float[Tensor, "batch k"]
-    """1 where the continuation has a token; column 0 always has."""
-    log_probs: Float[Tensor, "batch k vocab"]
+    divergences: tuple[Divergence, ...]
+    unchanged: Bool[Tensor, "candidate n"]
+    """Where the whole response stays what the base says (always false where only its start was laid out)."""
 
 
 class BaseContinuations:
-    """The base's own k-token continuations with its log-probabilities, computed once and compared often.
+    """The base's own continuations with its log-probabilities along their first k tokens, computed once.
 
     Memory: n · k · vocabulary · 4 bytes on the CPU (1 GB for 100 prompts, 16 tokens and a vocabulary of 150,000).
     """
@@ -53,46 +57,69 @@ class BaseContinuations:
         responses: Sequence[Response],
         k: int,
         batch_size: int,
+        whole: bool = False,
     ) -> None:
-        """Run the unedited `model` (no hooks may be on) over prompts `rows` and its own `responses`."""
-        self._model, self._k, self._n = model, k, len(rows)
-        order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-        self._chunks = [
-            self._chunk([(rows[i], list(responses[i].tokens[:k])) for i in order[start : start + batch_size]])
-            for start in range(0, len(order), batch_size)
-        ]
+        """Run the unedited `model` (no hooks may be on) over prompts `rows` and its own `responses`.
+
+        whole: lay out whole responses, so that `moved` can tell which of them stay.
+        """
+        self._model, self._k, self._batch_size, self._whole = model, k, batch_size, whole
+        longest = max(len(response.tokens) for response in responses)
+        length = max(longest, k) if whole else k
+        self._forced = force(rows, [response.tokens for response in responses], length, model.pad_id)
+        parts = torch.split(torch.arange(len(rows)), batch_size)
+        with torch.no_grad():
+            base = [forced_logits(model, self._forced.take(part))[:, :k].log_softmax(-1).cpu() for part in parts]
+        self._base: Float[Tensor, "n k vocab"] = torch.cat(base)
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self._base)
+
+    def start_at(self, layer: int) -> None:
+        """Run only the layers from `layer` on from now on; no hooks may be on."""
+        self._forced = entered(self._model, self._forced, layer, self._batch_size)
+
+    def kl(self, rows: Int[Tensor, "n"], candidates: int = 1) -> Float[Tensor, "candidate n"]:
+        """KL(base ‖ edited) of these prompts, averaged over their tokens; differentiable.
+
+        The batch holds the prompts once for every candidate, candidate by candidate.
+        """
+        kl = self._per_token(forced_logits(self._model, self._forced.take(rows, candidates)), rows)
+        real = self._forced.real[rows, : self._k].to(kl)
+        return (kl * real).sum(-1) / real.sum(-1)
 
     def divergence(self, track: Track = silent) -> Divergence:
         """KL(base ‖ the model as it is now, under the hooks that are on)."""
-        first, sequence = 0.0, 0.0
-        for chunk in track(self._chunks, "divergence", len(self._chunks)):
-            edited = self._log_probs(chunk.batch)
-            kl = kl_divergence(chunk.log_probs.to(edited), edited) * chunk.real.to(edited)
-            first += float(kl[:, 0].sum())
-            sequence += float((kl.sum(1) / chunk.real.to(edited).sum(1)).sum())
-        return Divergence(first / self._n, sequence / self._n, self._n, self._k)
+        return self.moved(Rows(), 1, track).divergences[0]
 
-    def _chunk(self, rows: list[tuple[Tokens, Tokens]]) -> _Chunk:
-        """Prompts padded on the left, continuations on the right, so that one slice holds all predictions.
+    @torch.no_grad()
+    def moved(self, assigned: Rows, candidates: int, track: Track = silent) -> Moved:
+        """Divergence and unchanged responses of every candidate that the hooks hold."""
+        n = len(self)
+        first, sequence = torch.zeros(candidates, n), torch.zeros(candidates, n)
+        unchanged = torch.zeros(candidates, n, dtype=torch.bool)
+        parts = torch.split(torch.arange(n), max(self._batch_size // candidates, 1))
+        for part in track(parts, "divergence", len(parts)):
+            forced = self._forced.take(part, candidates)
+            assigned.candidates = torch.arange(candidates).repeat_interleave(len(part)) if candidates > 1 else None
+            logits = forced_logits(self._model, forced)
+            kl = self._per_token(logits, part).cpu()
+            real = self._forced.real[part, : self._k].float()
+            first[:, part], sequence[:, part] = kl[..., 0], (kl * real).sum(-1) / real.sum(-1)
+            if self._whole:
+                unchanged[:, part] = self._stays(logits, forced, candidates)
+        means = zip(first.mean(1).tolist(), sequence.mean(1).tolist(), strict=True)
+        return Moved(tuple(Divergence(at_first, along, n, self._k) for at_first, along in means), unchanged)
 
-        The j-th kept position predicts the j-th continuation token; it counts where that token exists.
-        """
-        width = max(len(prompt) for prompt, _ in rows)
-        pad, k = self._model.pad_id, self._k
-        ids, mask, real = [], [], []
-        for prompt, continuation in rows:
-            left, fed = width - len(prompt), continuation[: k - 1]
-            right = k - 1 - len(fed)
-            ids.append([pad] * left + prompt + fed + [pad] * right)
-            mask.append([0] * left + [1] * (len(prompt) + len(fed)) + [0] * right)
-            real.append([1.0] * max(len(continuation), 1) + [0.0] * (k - max(len(continuation), 1)))
-        batch = TokenBatch(tuple(range(len(rows))), torch.tensor(ids), torch.tensor(mask))
-        return _Chunk(batch, torch.tensor(real), self._log_probs(batch).cpu())
+    def _per_token(self, logits: Tensor, rows: Tensor) -> Float[Tensor, "candidate n k"]:
+        kept = logits[:, : self._k].log_softmax(-1)
+        edited = kept.reshape(-1, len(rows), *kept.shape[1:])
+        return kl_divergence(self._base[rows].to(edited).expand_as(edited), edited)
 
-    def _log_probs(self, batch: TokenBatch) -> Float[Tensor, "batch k vocab"]:
-        with torch.no_grad():
-            logits: Tensor = self._model.hf(**self._model.inputs(batch), logits_to_keep=self._k).logits
-        return logits.float().log_softmax(-1)
+    def _stays(self, logits: Tensor, forced: Forced, candidates: int) -> Bool[Tensor, "candidate n"]:
+        agrees = (logits.argmax(-1).cpu() == forced.tokens) | ~forced.real
+        return agrees.all(-1).reshape(candidates, -1)
 
 
 def kl_divergence(

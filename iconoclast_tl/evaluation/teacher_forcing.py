@@ -1,0 +1,77 @@
+"""Prompts with given continuations, laid out so that one slice of the logits holds all predictions.
+
+Where only layers from some layer on are edited, what enters that layer is the same for every strength: `entered` keeps
+it, and the layers below are not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.resumption import Entering, entering, starting_at
+from iconoclast_tl.prompts.chat import TokenBatch, Tokens
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Prompts padded on the left, continuations on the right; the j-th of the last k positions predicts token j."""
+
+    batch: TokenBatch
+    tokens: Int[Tensor, "batch k"]
+    """The continuations; the padding token where one is shorter."""
+    real: Bool[Tensor, "batch k"]
+    """Where a continuation has a token (column 0 always counts)."""
+    entering: Entering | None = None
+    """What enters the layer from which to run; None: run all layers."""
+
+    def take(self, rows: Int[Tensor, "taken"], times: int = 1) -> Forced:
+        """These rows, in this order, `times` over, without the columns that none of them fills."""
+        rows = rows.repeat(times)
+        mask = self.batch.attention_mask[rows]
+        start = int(mask.any(0).int().argmax())
+        part = TokenBatch(tuple(range(len(rows))), self.batch.input_ids[rows][:, start:], mask[:, start:])
+        kept = None if self.entering is None else self.entering.take(rows, start)
+        return Forced(part, self.tokens[rows], self.real[rows], kept)
+
+
+def force(rows: Sequence[Tokens], continuations: Sequence[Sequence[int]], k: int, pad_id: int) -> Forced:
+    """Lay out prompts with up to k tokens of their continuations; the k-th is predicted and not fed."""
+    width = max(len(prompt) for prompt in rows)
+    ids, mask, tokens, real = [], [], [], []
+    for prompt, continuation in zip(rows, continuations, strict=True):
+        kept = list(continuation[:k])
+        fed = kept[: k - 1]
+        left, right = width - len(prompt), k - 1 - len(fed)
+        ids.append([pad_id] * left + prompt + fed + [pad_id] * right)
+        mask.append([0] * left + [1] * (len(prompt) + len(fed)) + [0] * right)
+        tokens.append(kept + [pad_id] * (k - len(kept)))
+        real.append([index < max(len(kept), 1) for index in range(k)])
+    batch = TokenBatch(tuple(range(len(rows))), torch.tensor(ids), torch.tensor(mask))
+    return Forced(batch, torch.tensor(tokens), torch.tensor(real))
+
+
+def entered(model: LoadedModel, forced: Forced, layer: int, batch_size: int) -> Forced:
+    """The same, to be run from `layer` on; no hooks may be on. Keeps n · pos · d_model values of the model's dtype."""
+    if layer == 0:
+        return forced
+    parts = torch.split(torch.arange(len(forced.tokens)), batch_size)
+    found = [
+        entering(model, TokenBatch((), forced.batch.input_ids[rows], forced.batch.attention_mask[rows]), layer)
+        for rows in parts
+    ]
+    return replace(forced, entering=Entering(layer, torch.cat([one.states for one in found])))
+
+
+def forced_logits(model: LoadedModel, forced: Forced) -> Float[Tensor, "batch k vocab"]:
+    """The model's predictions of the continuations, float32, under whatever hooks are on; gradients are kept."""
+    k = forced.tokens.shape[1]
+    with nullcontext() if forced.entering is None else starting_at(model, forced.entering):
+        logits: Tensor = model.hf(**model.inputs(forced.batch), logits_to_keep=k, use_cache=False).logits
+    return logits.float()

@@ -1,0 +1,91 @@
+"""Start a forward pass at a layer: what lies below the first edited site is the same for every strength.
+
+The Hugging Face model runs as it is, masks and rotary embeddings included, but the layers below hand their input
+through, and the layer at which to start reads the kept states in its place. `resumes` compares the two before they are
+relied on; an architecture whose layers pass on more than the stream then simply runs whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.sites import decoder_layers
+from iconoclast_tl.prompts.chat import TokenBatch
+
+
+@dataclass(frozen=True)
+class Entering:
+    """What enters a layer, for every row and position of a batch."""
+
+    layer: int
+    states: Float[Tensor, "batch pos d_model"]
+
+    def take(self, rows: Tensor, start: int) -> Entering:
+        """These rows, from column `start` on."""
+        return Entering(self.layer, self.states[rows.to(self.states.device)][:, start:])
+
+
+@torch.no_grad()
+def entering(model: LoadedModel, batch: TokenBatch, layer: int) -> Entering:
+    """Run a batch and keep what enters `layer`."""
+    found: list[Tensor] = []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        found.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
+
+    handle = decoder_layers(model.hf)[layer].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        model.hf(**model.inputs(batch), logits_to_keep=1, use_cache=False)
+    finally:
+        handle.remove()
+    return Entering(layer, found[0])
+
+
+@contextmanager
+def starting_at(model: LoadedModel, kept: Entering) -> Iterator[None]:
+    """Run the model from `kept.layer` on, on what was kept; everything is as before when the block ends."""
+    layers = decoder_layers(model.hf)
+
+    def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    def replace(module: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (kept.states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kept.states}
+
+    # First of the layer's hooks: an edit of what enters it comes after.
+    handle = layers[kept.layer].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
+    try:
+        for layer in layers[: kept.layer]:
+            layer.forward = pass_on  # an attribute of the instance, in front of the class's method
+        yield
+    finally:
+        handle.remove()
+        for layer in layers[: kept.layer]:
+            layer.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def resumes(model: LoadedModel, batch: TokenBatch, layer: int) -> bool:
+    """Whether this model, started at `layer`, gives the logits that it gives as a whole.
+
+    The same operations on the same numbers: to the bit, but for layers that are given another memory layout (1e-5 of
+    the largest logit).
+    """
+    inputs = model.inputs(batch)
+    try:
+        whole = model.hf(**inputs, logits_to_keep=1, use_cache=False).logits
+        with starting_at(model, entering(model, batch, layer)):
+            resumed = model.hf(**inputs, logits_to_keep=1, use_cache=False).logits
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # layers that pass on something else
+        return False
+    return bool((whole - resumed).abs().max() <= 1e-5 * whole.abs().max())

@@ -1,0 +1,91 @@
+"""Settings of every search: by gradient, by TPE, or both."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
+from iconoclast_tl.search.objective import Goal, KlKind
+from iconoclast_tl.search.pareto import Rule
+from iconoclast_tl.search.space import KernelSpace
+
+Method = Literal["gradient", "tpe", "outer"]
+Profile = Literal["free", "kernel"]
+
+
+class GradientConfig(StageConfig):
+    """The search by gradient through the hooks."""
+
+    prompts: int = Field(48, ge=2)
+    """Train prompts of each side that the gradient sees."""
+    batch_size: int = Field(8, ge=1)
+    """Prompts of each side in one step."""
+    steps: int = Field(4, ge=1)
+    """Steps of Adam at every price."""
+    learning_rate: float = Field(0.2, gt=0)
+    """Adam's, in units of strength."""
+    temperature: float = Field(0.25, gt=0)
+    """Logits are divided by this before odds are taken: 1 is sampling, towards 0 the greedy decoding that is judged."""
+    margin: float = Field(3.0, ge=0)
+    """How far below even the log-odds of the behaviour are pressed, in nats."""
+    prices: tuple[float, float, int] = (200.0, 2.0, 10)
+    """Weights of the KL, from strict to loose: first, last, how many (a geometric grid). In units of one over the KL
+    that a typical direction costs at strength 1 on this model, so that the same grid suits all."""
+    profile: Profile = "free"
+    """`free`: a strength for every site; `kernel`: four numbers a component."""
+    smoothness: float = Field(0.0, ge=0)
+    """Weight of the mean squared difference of neighbouring layers' strengths."""
+    bound: float = Field(2.0, gt=0)
+    """Largest strength."""
+    allow_negative: bool = False
+    """Let strengths change sign: from -bound to bound."""
+    survivors: int = Field(2, ge=1)
+    """Candidate directions that are left after screening."""
+    refine_steps: int = Field(4, ge=0)
+    """Steps in which the survivors compete, in one batch."""
+    objective: Literal["sequence", "first_token"] = "sequence"
+    """Log-odds of the ways in which responses show the behaviour, or of the first tokens that rise."""
+    tokens: tuple[str, ...] = ()
+    """First tokens of the behaviour, in place of those that are found."""
+
+    @model_validator(mode="after")
+    def _prices_fall(self) -> GradientConfig:
+        strict, loose, n = self.prices
+        if not (strict >= loose > 0 and 1 <= n <= 100):
+            raise ValueError(
+                f"prices are [strict, loose, n] with strict >= loose > 0 and n from 1 to 100; got {self.prices}"
+            )
+        return self
+
+
+class SearchConfig(StageConfig):
+    """What is searched, how, for how long, and which point is taken."""
+
+    preset: Literal["iconoclast", "heretic"] = "iconoclast"
+    """Defaults of directions, edit and search together; anything set explicitly wins."""
+    method: Method = "gradient"
+    """`gradient` through the hooks; `tpe`: Optuna over the kernel space; `outer`: Optuna over what has no gradient."""
+    goal: Goal = "suppress"
+    """Make the behaviour rarer on target prompts, or more frequent."""
+    n_trials: Annotated[int, Changeable] = Field(200, ge=1)
+    """Trials in all, of `tpe` and `outer`; a continued search counts those that are there."""
+    n_startup_trials: int = Field(60, ge=1)
+    """Random trials before TPE models the results."""
+    n_ei_candidates: int = Field(24, ge=1)
+    """Candidates among which TPE takes the one of largest expected improvement."""
+    batch_trials: int = Field(1, ge=1)
+    """Trials whose edits are asked in one batch of the model."""
+    kl: KlKind = "sequence"
+    """The divergence to be kept small: over the base's continuation, or at its first token only."""
+    space: KernelSpace = KernelSpace()
+    """Ranges of the kernel, for `tpe`."""
+    gradient: GradientConfig = GradientConfig()
+    """The search by gradient."""
+    choose: Annotated[Rule, Changeable] = "lexicographic"
+    """How the edit is taken from the candidates."""
+    take: Annotated[int | None, Changeable] = Field(None, ge=0)
+    """Take this candidate (the number of a trial or point) in place of the rule's."""
+    max_rate: Annotated[float, Changeable] = Field(0.05, ge=0, le=1)
+    """Largest behaviour rate for the rule `least-kl` (for `strengthen`: largest share without the behaviour)."""

@@ -1,0 +1,125 @@
+"""Families: directions for all layers, plain or affine. Everything of an edit but its strengths.
+
+Families compete in a gradient search: one direction for all layers, taken at one of several residual points, or each
+layer's own; ablated towards zero or towards the neutral mean; filtered as the settings say, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.edits.edit import Edit, EditConfig
+from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.sites import WRITERS, Component, HookedModule, Site
+from iconoclast_tl.search.space import KernelSpace, build_edit
+
+Strengths = Float[Tensor, "candidate component layer"]
+"""λ of the writers, in the order of `WRITERS`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where edits come from: directions by name, and what an edit needs besides."""
+
+    directions: Mapping[str, Directions]
+    """`as set` and perhaps others (`unfiltered`)."""
+    edit: EditConfig
+    neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]]
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return next(iter(self.directions.values())).n_layers
+
+    def build(self, parameters: Mapping[str, Any]) -> Edit:
+        """The edit that parameters of any search mean."""
+        config = self.edit.model_copy(update={"affine": parameters.get("affine", self.edit.affine)})
+        return build_edit(
+            parameters, self.directions[parameters.get("directions", "as set")], config, self.neutral_writes
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """One candidate family."""
+
+    parameters: Mapping[str, Any]
+    """What names it; with `strengths`, the parameters of an edit."""
+    updates: Updates
+    """At strength 1 everywhere."""
+
+    def __str__(self) -> str:
+        """Such as `affine, point 5, unfiltered`."""
+        kind = "affine" if self.parameters["affine"] else "plain"
+        own = self.parameters["direction_scope"] == "per layer"
+        where = "each layer's own" if own else f"point {self.parameters['direction_index'] + 1:g}"
+        return f"{kind}, {where}, {self.parameters['directions']}"
+
+
+def families(
+    source: Source, space: KernelSpace, affine: Sequence[bool], sites: Mapping[Site, HookedModule]
+) -> list[Family]:
+    """Every family that `space` allows: residual points in its range of direction indices, scopes, kinds, directions.
+
+    A point without a direction (where target and neutral hold the same) gives no family.
+    """
+    found = []
+    for name, directions in source.directions.items():
+        for scope, index in _places(directions, space):
+            for is_affine in affine:
+                parameters = {
+                    "directions": name,
+                    "direction_scope": scope,
+                    "direction_index": index,
+                    "affine": is_affine,
+                }
+                found.append(
+                    Family(parameters, edit_updates(source.build({**parameters, "strengths": _ones(source)}), sites))
+                )
+    if not found:
+        raise UserError(
+            "no residual point in the range has a direction",
+            got=f"search.space.direction_index {space.direction_index}",
+            mend="widen the range",
+        )
+    return found
+
+
+def stack_families(chosen: Sequence[Family], strengths: Strengths) -> Updates:
+    """Families and their strengths as one batch of candidates; gradients reach the strengths."""
+    stacked = stack_updates([family.updates for family in chosen])
+    mine = {
+        # Every direction of a site has its layer's strength; 0 stays 0 where a family has no direction there.
+        site: ones * strengths[:, WRITERS.index(site.component), site.layer][:, None].to(ones)
+        for site, ones in stacked.strengths.items()
+    }
+    return Updates(stacked.at, mine)
+
+
+def with_strengths(family: Family, strengths: Float[Tensor, "component layer"]) -> dict[str, Any]:
+    """The parameters of this family's edit at these strengths."""
+    values = {component: strengths[i].tolist() for i, component in enumerate(WRITERS)}
+    return {**family.parameters, "strengths": values}
+
+
+def _ones(source: Source) -> dict[str, list[float]]:
+    return {component: [1.0] * source.n_layers for component in WRITERS}
+
+
+def _places(directions: Directions, space: KernelSpace) -> list[tuple[str, float]]:
+    last = directions.n_layers - 1
+    low, high = (share * last for share in space.direction_index)
+    places: list[tuple[str, float]] = []
+    if "global" in space.direction_scopes:
+        points = [index for index in range(last + 1) if low <= index <= high] or [round((low + high) / 2)]
+        places += [("global", float(index)) for index in points if bool(directions.vectors[index + 1].any())]
+    if "per layer" in space.direction_scopes and bool(directions.vectors[1:].any()):
+        places.append(("per layer", float(last)))
+    return places

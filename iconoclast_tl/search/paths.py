@@ -1,0 +1,141 @@
+"""The known ways into a behaviour, as trees of tokens that grow with what edited models say.
+
+A response that shows the behaviour is cut twice. First where its label is decided ("no, i must decline"); then at its
+first token by which no innocent response begins so ("no"): what follows that does not decide any more. Innocent are the
+base's responses to neutral prompts, and whatever an edited model said that neither showed the behaviour nor fell apart.
+An innocent response that turns up later lengthens the paths again. Cuts of a single token hold for all prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from iconoclast_tl.evaluation.metrics.markers import MarkerSet
+from iconoclast_tl.search.odds import Tree
+
+Path = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Trees of all prompts: the beginnings to be fed, and where every node is read off."""
+
+    rows: list[tuple[int, Path]]
+    """(prompt, fed tokens): every node of the prompt's tree is the beginning of some row."""
+    leaves: list[list[Path]]
+    """Prompt → its paths."""
+
+    def tree(self, prompts: Sequence[int]) -> tuple[list[int], Tree]:
+        """The rows that these prompts need, and their trees, prompts and rows counted in the order given."""
+        wanted = set(prompts)
+        rows = [number for number, (prompt, _) in enumerate(self.rows) if prompt in wanted]
+        return rows, _tree([self.rows[number] for number in rows], [(p, self.leaves[p]) for p in prompts])
+
+
+class Paths:
+    """What was said so far, sorted into ways into the behaviour and innocent responses."""
+
+    def __init__(self, n_prompts: int) -> None:
+        self._ways: list[set[Path]] = [set() for _ in range(n_prompts)]
+        self._innocent: set[Path] = set()
+
+    def shows(self, prompt: int, way: Path) -> bool:
+        """Take note of a way into the behaviour; False where it is known."""
+        known = way in self._ways[prompt]
+        self._ways[prompt].add(way)
+        return not known
+
+    def is_innocent(self, tokens: Sequence[int]) -> bool:
+        """Take note of a response without the behaviour; False where its beginnings are known."""
+        beginnings = {tuple(tokens[:length]) for length in range(1, len(tokens) + 1)}
+        new = not beginnings <= self._innocent
+        self._innocent |= beginnings
+        return new
+
+    def layout(self) -> Layout:
+        """Cut what is known into trees. A prompt without any gets what most prompts have."""
+        cut = [{self._cut(way) for way in ways} for ways in self._ways]
+        shared = {path for paths in cut for path in paths if len(path) == 1}
+        common = max((path for paths in cut for path in paths), key=lambda path: sum(path in one for one in cut))
+        leaves = [_prefix_free(paths | shared or {common}) for paths in cut]
+        rows = [(prompt, row) for prompt, paths in enumerate(leaves) for row in _fed(paths)]
+        return Layout(rows, leaves)
+
+    @property
+    def any(self) -> bool:
+        """Whether any prompt has shown the behaviour."""
+        return any(self._ways)
+
+    def _cut(self, way: Path) -> Path:
+        lengths = range(1, len(way) + 1)
+        return way[: next((length for length in lengths if way[:length] not in self._innocent), len(way))]
+
+
+def deciding_path(tokens: Sequence[int], behaviour: MarkerSet, tokenizer: Any) -> Path | None:
+    """The shortest beginning of a response that shows the behaviour; None where the whole does not.
+
+    By bisection: a response that shows a marker goes on showing it, whatever follows.
+    """
+
+    def shows(length: int) -> bool:
+        return behaviour.found_in(tokenizer.decode(tokens[:length], skip_special_tokens=True))
+
+    if not shows(len(tokens)):
+        return None
+    low, high = 0, len(tokens)  # not shown at low, shown at high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return tuple(tokens[:high])
+
+
+def _prefix_free(paths: set[Path]) -> list[Path]:
+    """Without paths that another begins: whoever walks those has arrived already."""
+    return sorted(path for path in paths if not any(path[:length] in paths for length in range(1, len(path))))
+
+
+def _fed(paths: Sequence[Path]) -> list[Path]:
+    """The longest beginnings at which some token is still to be chosen; they contain all shorter ones."""
+    open_ = {path[:-1] for path in paths}
+    inner = {node[:length] for node in open_ for length in range(len(node))}
+    return sorted(open_ - inner)
+
+
+def _tree(rows: Sequence[tuple[int, Path]], prompts: Sequence[tuple[int, Sequence[Path]]]) -> Tree:
+    nodes: dict[tuple[int, Path], int] = {}
+    edges: dict[tuple[int, Path], int] = {}
+    for place, (_, leaves) in enumerate(prompts):
+        for leaf in leaves:
+            for length in range(len(leaf)):
+                nodes.setdefault((place, leaf[:length]), len(nodes))
+                edges.setdefault((place, leaf[: length + 1]), len(edges))
+    to_node, to_leaf = torch.zeros(len(nodes), len(edges)), []
+    for (place, node), number in nodes.items():
+        for length in range(1, len(node) + 1):
+            to_node[number, edges[place, node[:length]]] = 1
+    leaf_prompt = []
+    for place, (_, leaves) in enumerate(prompts):
+        for leaf in leaves:
+            on_the_way = torch.zeros(len(edges))
+            on_the_way[[edges[place, leaf[:length]] for length in range(1, len(leaf) + 1)]] = 1
+            to_leaf.append(on_the_way)
+            leaf_prompt.append(place)
+    where = [_row_of(rows, prompts[place][0], node) for place, node in nodes]
+    return Tree(
+        torch.tensor(where),
+        torch.tensor([len(node) for _, node in nodes]),
+        torch.tensor([place for place, _ in nodes]),
+        torch.tensor([nodes[place, path[:-1]] for place, path in edges]),
+        torch.tensor([path[-1] for _, path in edges]),
+        to_node,
+        torch.stack(to_leaf),
+        torch.tensor(leaf_prompt),
+    )
+
+
+def _row_of(rows: Sequence[tuple[int, Path]], prompt: int, node: Path) -> int:
+    return next(i for i, (owner, fed) in enumerate(rows) if owner == prompt and fed[: len(node)] == node)

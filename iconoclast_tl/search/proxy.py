@@ -1,0 +1,139 @@
+"""What the gradient sees: log-odds of the behaviour on target prompts, KL on neutral ones, for many candidates at once.
+
+No generation but in `refresh`, which asks the model under an edit what it now says: new ways into the behaviour and new
+innocent responses change the paths, and responses that fell apart are counted. Without it an edit learns to avoid the
+words that the base used and says the same in others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from iconoclast_tl.edits.hooks import Rows
+from iconoclast_tl.evaluation.generation import Response, generate
+from iconoclast_tl.evaluation.metrics.compliance import complies
+from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
+from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
+from iconoclast_tl.evaluation.teacher_forcing import Forced, entered, force, forced_logits
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.search.odds import tree_log_odds
+from iconoclast_tl.search.paths import Layout, Path, Paths, deciding_path
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a refresh found under an edit."""
+
+    behaviour_rate: float
+    broken_rate: float
+    learned: int
+
+
+class Proxy:
+    """Differentiable scores on train prompts; the base's responses and probabilities are computed once."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        sites: Mapping[Site, HookedModule],
+        target: Questions,
+        neutral: Questions,
+        config: EvaluationConfig,
+        temperature: float,
+        tokens: Int[Tensor, "t"] | None = None,
+    ) -> None:
+        """Ask the base; no hooks may be on.
+
+        temperature: of the odds; 1 is sampling, towards 0 greedy decoding. tokens: score the first token by these, in
+        the place of paths.
+        """
+        self.model, self.sites, self.target, self.neutral = model, sites, target, neutral
+        self._config, self._tokens, self._layer = config, tokens, 0
+        self._temperature = temperature
+        self._behaviour = config.behaviour()
+        self.base = respond(model, {"target": target, "neutral": neutral}, config)
+        self._continuations = BaseContinuations(
+            model, neutral.rows, self.base["neutral"], config.kl_length, config.batch_size
+        )
+        self._paths = Paths(len(target.rows))
+        for response in self.base["neutral"]:
+            self._sort(None, response)
+        for prompt, response in enumerate(self.base["target"]):
+            self._sort(prompt, response)
+        self._require_shown()
+        self.settle()
+
+    def start_at(self, layer: int) -> None:
+        """Run only the layers from `layer` on from now on; no hooks may be on."""
+        self._layer = layer
+        self._continuations.start_at(layer)
+        self.settle()
+
+    def log_odds(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
+        """Of the behaviour on these prompts, under the candidates that the hooks hold."""
+        rows, tree = self._layout.tree(prompts.tolist())
+        assigned.candidates = _lanes(candidates, len(rows))
+        logits = forced_logits(self.model, self._forced.take(torch.tensor(rows), candidates)) / self._temperature
+        return tree_log_odds(logits.reshape(candidates, len(rows), *logits.shape[1:]), tree, len(prompts))
+
+    def kl(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
+        """KL(base ‖ edited) over the base's continuation of neutral prompts."""
+        assigned.candidates = _lanes(candidates, len(prompts))
+        return self._continuations.kl(prompts, candidates)
+
+    def refresh(self, assigned: Rows) -> Said:
+        """Generate from the target prompts under the one candidate that the hooks hold, and learn its paths.
+
+        The paths are laid out anew by `settle`, once the hooks are gone.
+        """
+        assigned.candidates = None
+        said = generate(
+            self.model,
+            self.target.rows,
+            self._config.max_new_tokens,
+            self._config.batch_size,
+            decided=self._behaviour.found_in,
+        )
+        shows = [self._behaviour.found_in(response.text) for response in said]
+        broken = [not shown and not complies(r.text, self._behaviour) for shown, r in zip(shows, said, strict=True)]
+        new = sum(self._sort(prompt, r) for prompt, (r, fell) in enumerate(zip(said, broken, strict=True)) if not fell)
+        return Said(sum(shows) / len(said), sum(broken) / len(said), new)
+
+    def settle(self) -> None:
+        """Lay out what is known by now; no hooks may be on."""
+        if self._tokens is None:
+            self._layout = self._paths.layout()
+        else:
+            leaves: list[list[Path]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
+            self._layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
+        fed = [(*path, self.model.pad_id) for _, path in self._layout.rows]  # the last token is predicted, not fed
+        prompts = [self.target.rows[prompt] for prompt, _ in self._layout.rows]
+        forced = force(prompts, fed, max(len(path) for path in fed), self.model.pad_id)
+        self._forced: Forced = entered(self.model, forced, self._layer, self._config.batch_size)
+
+    def _require_shown(self) -> None:
+        if not self._paths.any:
+            raise UserError(
+                "the model never shows the behaviour",
+                got=f"0 of {len(self.target.rows)} target prompts, {self._config.max_new_tokens} tokens each",
+                want="target prompts that call it up",
+                mend="check --target and evaluation.markers",
+            )
+
+    def _sort(self, prompt: int | None, response: Response) -> bool:
+        """Take note of a response; whether it told anything new."""
+        path = deciding_path(response.tokens, self._behaviour, self.model.tokenizer)
+        if path is None:
+            return self._paths.is_innocent(response.tokens)
+        return prompt is not None and self._paths.shows(prompt, path)
+
+
+def _lanes(candidates: int, n: int) -> Tensor | None:
+    return torch.arange(candidates).repeat_interleave(n) if candidates > 1 else None

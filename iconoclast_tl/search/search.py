@@ -1,0 +1,226 @@
+"""A search, whichever its method: from prompts and directions to candidates that were generated from on val."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.foundation.storage import read_json, write_json
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.search.config import SearchConfig
+from iconoclast_tl.search.families import Source, families
+from iconoclast_tl.search.first_tokens import FirstTokens, first_tokens
+from iconoclast_tl.search.gradient import GradientSearch, Point, Say
+from iconoclast_tl.search.objective import Goal, Objective, Scores
+from iconoclast_tl.search.pareto import Candidate
+from iconoclast_tl.search.proxy import Proxy, Said
+from iconoclast_tl.search.study import run_study
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a search needs."""
+
+    model: LoadedModel
+    sites: Mapping[Site, HookedModule]
+    train: Mapping[str, Questions]
+    """`target` and `neutral`; what a gradient sees."""
+    val: Mapping[str, Questions]
+    """`target` and `neutral`; what every candidate is confirmed on."""
+    source: Source
+    config: SearchConfig
+    evaluation: EvaluationConfig
+    seed: int
+    journal: Path
+    """Where a study keeps its trials."""
+    trace: Path
+    """Where a gradient keeps its points."""
+    affine: tuple[bool, ...] = (False, True)
+    """Kinds of edit that may compete in a gradient."""
+    track: Track = silent
+    say: Say = field(default=lambda line: None)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Made when it is first asked: a search that is complete asks the model nothing."""
+        found = Objective(self.model, self.sites, self.val["target"], self.val["neutral"], self.evaluation)
+        if found.base_scores.behaviour_rate == 0:
+            raise UserError(
+                "the model never shows the behaviour",
+                got=f"0 of {len(self.val['target'].rows)} val target prompts",
+                want="target prompts that call it up",
+                mend="check --target and evaluation.markers",
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found."""
+
+    candidates: list[Candidate]
+    """Confirmed by generation on val."""
+    about: dict[str, Any]
+    """For results.json: the method, and what is proxy and what confirmed."""
+
+
+def find(job: Job) -> Found:
+    """Run, or finish, the search that the settings name."""
+    return _by_gradient(job) if job.config.method == "gradient" else _by_tpe(job)
+
+
+def _by_tpe(job: Job) -> Found:
+    found = run_study(
+        job.journal,
+        job.config,
+        job.seed,
+        job.source.n_layers,
+        job.source.build,
+        lambda edits: job.objective(edits),
+        job.track,
+    )
+    return Found(found, {"method": "tpe", "goal": job.config.goal, "trials": len(found)})
+
+
+def _by_gradient(job: Job) -> Found:
+    kept = _read_trace(job.trace)
+    points, about = kept if kept is not None else _traced(job)
+    if kept is None:
+        _write_trace(job.trace, points, about)
+    if "confirmed" not in about:
+        front = proxy_front(points, job.config.goal)
+        edits = [job.source.build(points[number].parameters) for number in front]
+        found = dict(zip(front, job.objective.confirm(edits, job.config.goal), strict=True))
+        scores = [found.get(number) for number in range(len(points))]
+        about = {**about, "confirmed": [one and one.to_json() for one in scores]}
+        about["proxy_rank_correlation"] = _rank_correlation(points, scores)
+        _write_trace(job.trace, points, about)
+    confirmed = [one and Scores(**one) for one in about["confirmed"]]
+    # A price so dear that every strength is 0 leaves the base, which is no edit.
+    changing = [any(map(any, point.parameters["strengths"].values())) for point in points]
+    candidates = [
+        Candidate(number, point.parameters, scores, point.proxy_rate)
+        for number, (point, scores) in enumerate(zip(points, confirmed, strict=True))
+        if scores is not None and changing[number]
+    ]
+    if not candidates:
+        raise UserError(
+            "no strengths change the behaviour",
+            got=f"{len(points)} prices, every strength 0",
+            mend="lower search.gradient.prices, or choose other directions",
+        )
+    return Found(candidates, {**about, "points": [_shown(point) for point in points]})
+
+
+def _traced(job: Job) -> tuple[list[Point], dict[str, Any]]:
+    config = job.config.gradient
+    target, neutral = (_first(job.train[side], config.prompts) for side in ("target", "neutral"))
+    tokens = first_tokens(job.model, target, neutral, config.tokens, job.evaluation.batch_size)
+    _tell(job, tokens)
+    proxy = Proxy(
+        job.model, job.sites, target, neutral, job.evaluation, config.temperature, _scored_tokens(job, tokens)
+    )
+    competing = families(job.source, job.config.space, job.affine, job.sites)
+    search = GradientSearch(proxy, job.config.goal, config, job.seed, job.say)
+    points = search.run(competing, job.track)
+    if not points:
+        raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
+    about = {
+        "method": "gradient",
+        "goal": job.config.goal,
+        "profile": config.profile,
+        "objective": config.objective,
+        "families": len(competing),
+        "first_tokens": tokens.to_json(),
+    }
+    return points, about
+
+
+def proxy_front(points: Sequence[Point], goal: Goal) -> list[int]:
+    """The points that no other beats in proxy rate and proxy KL together; only these are generated from."""
+
+    def missed(point: Point) -> float:
+        return point.proxy_rate if goal == "suppress" else 1 - point.proxy_rate
+
+    return [
+        number
+        for number, one in enumerate(points)
+        if not any(
+            missed(o) <= missed(one)
+            and o.proxy_kl <= one.proxy_kl
+            and (missed(o), o.proxy_kl) != (missed(one), one.proxy_kl)
+            for o in points
+        )
+    ]
+
+
+def _first(questions: Questions, n: int) -> Questions:
+    return Questions(questions.prompts[:n], questions.rows[:n])
+
+
+def _scored_tokens(job: Job, tokens: FirstTokens) -> Tensor | None:
+    if job.config.gradient.objective == "sequence":
+        return None
+    if not len(tokens.ids):
+        raise UserError(
+            "no first token is likelier on target prompts than on neutral ones",
+            mend="use search.gradient.objective=sequence, or name them in search.gradient.tokens",
+        )
+    return tokens.ids
+
+
+def _tell(job: Job, tokens: FirstTokens) -> None:
+    if not len(tokens.ids):
+        job.say("no first token is likelier on target prompts than on neutral ones")
+        return
+    job.say(f"first tokens of the behaviour: {' '.join(map(repr, tokens.words))} (AUROC {tokens.auroc:.2f})")
+    if tokens.auroc < 0.6:
+        job.say("warning: target and neutral prompts can hardly be told apart by what the model says first")
+
+
+def _rank_correlation(points: Sequence[Point], scores: Sequence[Scores | None]) -> float | None:
+    """Spearman's, of proxy and generated behaviour rate over the points that were confirmed; None where there is none
+    to speak of (fewer than three, or all the same).
+    """
+    from scipy.stats import spearmanr
+
+    pairs = [(p.proxy_rate, s.behaviour_rate) for p, s in zip(points, scores, strict=True) if s is not None]
+    if len(pairs) < 3 or any(len({pair[side] for pair in pairs}) == 1 for side in (0, 1)):
+        return None
+    proxies, rates = zip(*pairs, strict=True)
+    return float(spearmanr(proxies, rates).statistic)
+
+
+def _shown(point: Point) -> dict[str, Any]:
+    return {
+        "price": point.price,
+        "proxy_behaviour_rate": point.proxy_rate,
+        "proxy_kl": point.proxy_kl,
+        "on_policy": asdict(point.said),
+    }
+
+
+def _write_trace(path: Path, points: Sequence[Point], about: Mapping[str, Any]) -> None:
+    write_json(path, {"points": [asdict(point) for point in points], "about": dict(about)})
+
+
+def _read_trace(path: Path) -> tuple[list[Point], dict[str, Any]] | None:
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    try:
+        points = [Point(**{**point, "said": Said(**point["said"])}) for point in content["points"]]
+        return points, content["about"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged", got=error, mend="remove it to search again, or pass another --out"
+        ) from error
