@@ -44,8 +44,9 @@ LEAST_KL = 1e-6
 """Nats; a typical direction that costs less than rounding has no price."""
 LEAST_POINTS = 3
 """Points of every trace: fewer make no front, and no rank correlation."""
-NOTHING = 0.9
-"""Mean probability of missing the goal above which the next price starts from where the trace started."""
+NOTHING = 0.05
+"""KL, as a share of what a typical direction costs at strength 1, below which hardly any strength is left: the next
+price then starts from where the trace started."""
 
 Say = Callable[[str], None]
 
@@ -158,8 +159,8 @@ class GradientSearch:
                 self._bound(theta)
             points.append(self._point(family, self._strengths(theta.detach(), layer), price))
             broken = points[-1].said.broken_rate
-            if self._missing(points[-1]) > NOTHING:
-                # So dear that nothing was left: at strength 0 the KL is flat, and Adam would not come back from there.
+            if points[-1].proxy_kl * self._unit < NOTHING:
+                # At strength 0 the KL is flat and odds hardly move: Adam would not come back from there.
                 theta = started.clone().requires_grad_()
             if self._missing(points[-1]) < DONE and len(points) >= LEAST_POINTS:
                 break
@@ -244,6 +245,6 @@ class GradientSearch:
 
 
 def first_layer(attribution: Float[Tensor, "layer"]) -> int:
-    """The last layer below which lies at most `NEGLIGIBLE` of the gradient."""
-    below = attribution.cumsum(0) / attribution.sum().clamp(min=1e-30)
-    return int((below <= NEGLIGIBLE).sum())
+    """The last layer below which lies at most `NEGLIGIBLE` of the gradient; 0 where there is no gradient at all."""
+    total = float(attribution.sum())
+    return int((attribution.cumsum(0) <= NEGLIGIBLE * total).sum()) if total > 0 else 0

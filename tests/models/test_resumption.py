@@ -1,0 +1,98 @@
+"""Starting at a layer gives the logits of the whole model, to the bit, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from iconoclast_tl.edits.hooks import hooked, preview
+from iconoclast_tl.edits.updates import edit_updates, stack_updates
+from iconoclast_tl.evaluation.generation import generate
+from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
+from iconoclast_tl.evaluation.teacher_forcing import entered, force, forced_logits
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.resumption import entering, resumes, starting_at
+from iconoclast_tl.models.sites import decoder_layers, hf_sites
+from iconoclast_tl.prompts.chat import left_pad
+from tests.edits.edits import random_edit, scaled
+
+
+def edit_from(layer: int) -> Any:
+    edit = random_edit()
+    kept = (torch.arange(3) >= layer).float()
+    return replace(edit, strengths={name: values * kept for name, values in edit.strengths.items()})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_run_from_a_layer_is_the_whole_run(llama: LoadedModel, rows: list[list[int]], layer: int) -> None:
+    batch = left_pad(rows, llama.pad_id)
+    kept = entering(llama, batch, layer)
+    inputs = llama.inputs(batch)
+    for edit, same in ((edit_from(3), True), (edit_from(layer), True), (edit_from(layer - 1), False)):
+        with preview(edit, hf_sites(llama.hf)):
+            whole = llama.hf(**inputs, use_cache=False).logits
+            with starting_at(llama, kept):
+                found = llama.hf(**inputs, use_cache=False).logits
+        assert torch.equal(found, whole) == same  # an edit below the start is not seen: the control
+    assert resumes(llama, batch, layer)
+
+
+def test_nothing_is_left_behind(llama: LoadedModel, rows: list[list[int]]) -> None:
+    kept = entering(llama, left_pad(rows, llama.pad_id), 2)
+    with pytest.raises(RuntimeError, match="inside"), starting_at(llama, kept):
+        raise RuntimeError("inside")
+    assert not [layer for layer in decoder_layers(llama.hf) if "forward" in layer.__dict__ or layer._forward_pre_hooks]
+
+
+def test_a_layer_that_needs_more_than_the_stream_is_found_out(
+    llama: LoadedModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = type(decoder_layers(llama.hf)[0])
+    before, seen = layer.forward, []
+
+    def counting(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(self)  # every layer's output depends on how many ran before it
+        return before(self, hidden_states, *args, **kwargs) * (1 + 0.1 * (len(seen) % 3))
+
+    monkeypatch.setattr(layer, "forward", counting)
+    assert not resumes(llama, left_pad(rows, llama.pad_id), 1)
+
+
+@torch.no_grad()
+def test_forced_predictions_are_those_of_single_prompts(llama: LoadedModel, rows: list[list[int]]) -> None:
+    said = [response.tokens[: 1 + i % 4] for i, response in enumerate(generate(llama, rows, 5, 4))]
+    forced = force(rows, said, 4, llama.pad_id)
+    resumed = entered(llama, forced, 2, 3)
+    order = torch.tensor([4, 0, 5])
+    for laid in (forced.take(order, 2), resumed.take(order, 2)):
+        logits = forced_logits(llama, laid)
+        assert logits.shape[:2] == (6, 4)
+        for place, row in enumerate(order.repeat(2).tolist()):
+            fed = [*rows[row], *said[row][:-1]]
+            alone = llama.hf(torch.tensor([fed])).logits[0, len(rows[row]) - 1 :]
+            assert torch.allclose(logits[place, : len(said[row])], alone, atol=1e-5)
+            assert laid.real[place].tolist() == [t < len(said[row]) for t in range(4)]
+
+
+@torch.no_grad()
+def test_candidates_move_as_each_alone_and_unchanged_responses_are_unchanged(
+    llama: LoadedModel, rows: list[list[int]]
+) -> None:
+    said = generate(llama, rows, 6, 50)
+    base = BaseContinuations(llama, rows, said, 3, 4, whole=True)
+    sites, edits = hf_sites(llama.hf), [scaled(random_edit(), factor) for factor in (0.02, 0.1, 1.0)]
+    with hooked(stack_updates([edit_updates(edit, sites) for edit in edits]), sites) as assigned:
+        moved = base.moved(assigned, 3)
+    stays = []
+    for c, edit in enumerate(edits):
+        with preview(edit, sites):
+            alone, now = base.divergence(), generate(llama, rows, 6, 50)
+        assert moved.divergences[c].sequence == pytest.approx(alone.sequence, rel=1e-4, abs=1e-7)
+        stays += [(bool(moved.unchanged[c, i]), now[i] == said[i]) for i in range(len(rows))]
+    assert all(told == true for told, true in stays)
+    assert {told for told, _ in stays} == {True, False}
+    assert not bool(BaseContinuations(llama, rows, said, 3, 4).moved(assigned, 1).unchanged.any())

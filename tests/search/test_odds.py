@@ -1,0 +1,141 @@
+"""Log-odds of trees of tokens: exact against enumeration, alive where probabilities round to 1."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from iconoclast_tl.evaluation.metrics.markers import MarkerSet
+from iconoclast_tl.search.odds import auroc, grouped_logsumexp, rising_tokens, token_log_odds, tree_log_odds
+from iconoclast_tl.search.paths import Path, Paths, deciding_path
+
+VOCABULARY, LONGEST = 4, 3
+
+
+def paths_of(ways: list[list[Path]], innocent: list[Path] = ()) -> Paths:  # type: ignore[assignment]
+    paths = Paths(len(ways))
+    for prompt, mine in enumerate(ways):
+        for way in mine:
+            paths.shows(prompt, way)
+    for tokens in innocent:
+        paths.is_innocent(tokens)
+    return paths
+
+
+def table(prompt: int, seed: int = 0, scale: float = 1.0) -> dict[Path, torch.Tensor]:
+    """Logits after every beginning."""
+    generator = torch.Generator().manual_seed(seed * 100 + prompt)
+    nodes = [node for length in range(LONGEST) for node in itertools.product(range(VOCABULARY), repeat=length)]
+    return {node: torch.randn(VOCABULARY, generator=generator) * scale for node in nodes}
+
+
+INNOCENT = [(0, 0, 0), (1, 2, 3), (2, 2, 2)]
+WAYS = [[(0, 1, 3), (0, 2, 1), (3, 3)], [(1, 1), (1, 2, 0)], [(0, 0, 1)]]
+
+
+def test_the_odds_are_those_of_enumerating_every_response() -> None:
+    layout = paths_of(WAYS, INNOCENT).layout()
+    rows, tree = layout.tree([2, 0])
+    tables = [table(prompt) for prompt in range(3)]
+    logits = torch.zeros(1, len(rows), LONGEST, VOCABULARY)
+    for place, row in enumerate(rows):
+        prompt, fed = layout.rows[row]
+        for depth in range(len(fed) + 1):
+            logits[0, place, depth] = tables[prompt][fed[:depth]]
+    found = tree_log_odds(logits, tree, 2)[0]
+    for place, prompt in enumerate([2, 0]):
+        inside = 0.0
+        for response in itertools.product(range(VOCABULARY), repeat=LONGEST):
+            probability = math.prod(
+                float(tables[prompt][response[:t]].softmax(-1)[response[t]]) for t in range(LONGEST)
+            )
+            inside += probability * any(response[: len(leaf)] == leaf for leaf in layout.leaves[prompt])
+        assert float(found[place]) == pytest.approx(math.log(inside / (1 - inside)), abs=1e-4)
+
+
+def test_a_saturated_base_still_has_a_gradient() -> None:
+    _, tree = paths_of([[(1,)]]).layout().tree([0])
+    logits = torch.tensor([[[[0.0, 60.0, 0.0, 0.0]]]], requires_grad=True)
+    odds = tree_log_odds(logits, tree, 1)
+    odds.sum().backward()
+    assert float(odds) == pytest.approx(60 - math.log(3), rel=1e-6)
+    assert logits.grad is not None
+    assert float(logits.grad[0, 0, 0, 1]) == pytest.approx(1, rel=1e-6)
+    # What a logit of a clamped probability gives there: nothing.
+    crude = logits.detach().clone().requires_grad_()
+    p = crude.softmax(-1)[..., 1].clamp(1e-6, 1 - 1e-6)
+    (p.log() - (1 - p).log()).sum().backward()
+    assert crude.grad is not None
+    assert float(crude.grad.abs().max()) == 0
+
+
+def test_a_group_without_items_has_no_mass() -> None:
+    values = torch.tensor([[0.0, 1.0, 2.0]])
+    found = grouped_logsumexp(values, torch.tensor([0, 0, 2]), 3)
+    assert torch.allclose(found, torch.tensor([[math.log(1 + math.e), -math.inf, 2.0]]))
+
+
+def test_first_token_odds_and_the_tokens_that_rise() -> None:
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([2, 7])
+    p = logits.double().softmax(-1)[:, tokens].sum(-1)
+    assert torch.allclose(token_log_odds(logits, tokens).double(), (p / (1 - p)).log(), atol=1e-5)
+    neutral = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).log()
+    target = torch.tensor([[0.1, 0.2, 0.6, 0.1]]).log()
+    assert rising_tokens(target, neutral).tolist() == [2, 1]
+    assert rising_tokens(neutral, neutral).tolist() == []
+
+
+def test_auroc_counts_pairs_and_halves_ties() -> None:
+    target, neutral = torch.tensor([1.0, 2.0, 2.0, 5.0]), torch.tensor([0.0, 2.0, 3.0])
+    pairs = [(t > n) + 0.5 * (t == n) for t in target.tolist() for n in neutral.tolist()]
+    assert auroc(target, neutral) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_a_way_is_cut_where_no_innocent_response_follows_it() -> None:
+    assert paths_of([[(5, 6, 7)]]).layout().leaves == [[(5,)]]
+    paths = paths_of([[(5, 6, 7)]], [(5, 8)])
+    assert paths.layout().leaves == [[(5, 6)]]
+    assert paths.is_innocent((5, 6, 9))  # a later innocent response lengthens it
+    assert paths.layout().leaves == [[(5, 6, 7)]]
+    assert not paths.is_innocent((5, 6))  # known by now
+
+
+def test_single_tokens_hold_for_all_prompts_and_a_prompt_without_any_gets_the_commonest() -> None:
+    assert paths_of([[(5, 1)], [(6, 1)], []]).layout().leaves == [[(5,), (6,)]] * 3
+    longer = paths_of([[(5, 1)], [(5, 1)], []], [(5, 2)]).layout()
+    assert longer.leaves == [[(5, 1)]] * 3
+
+
+def test_paths_are_prefix_free_and_every_node_is_read_from_a_row_that_begins_so() -> None:
+    layout = paths_of(WAYS, INNOCENT).layout()
+    for leaves in layout.leaves:
+        assert not [(a, b) for a in leaves for b in leaves if a != b and b[: len(a)] == a]
+    rows, tree = layout.tree([0, 1, 2])
+    for row, depth, prompt in zip(tree.row.tolist(), tree.depth.tolist(), tree.prompt.tolist(), strict=True):
+        owner, fed = layout.rows[rows[row]]
+        assert owner == prompt
+        assert depth <= len(fed)
+
+
+class Words:
+    """A tokenizer of numbers."""
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(f"w{token}" for token in tokens)
+
+
+def test_bisection_finds_what_a_scan_finds() -> None:
+    behaviour = MarkerSet("test", "anywhere", ("w3 w1",))
+    generator = torch.Generator().manual_seed(0)
+    found = set()
+    for _ in range(60):
+        tokens = torch.randint(1, 5, (9,), generator=generator).tolist()
+        scan = next((t for t in range(1, 10) if behaviour.found_in(Words().decode(tokens[:t], True))), None)
+        path = deciding_path(tokens, behaviour, Words())
+        assert path == (None if scan is None else tuple(tokens[:scan]))
+        found.add(scan)
+    assert len(found) > 4
