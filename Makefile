@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format
+.PHONY: demo test check format bench-peers bench-costs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,3 +28,11 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Heretic 1.4.0 and ours on the same organisms, in hours; stopped, it continues. Makes Heretic's environment beside its runs.
+bench-peers: $(INSTALLED)
+	$(BIN)/python -m experiments.peers.bench
+
+# What hooks, batches of candidates and a gradient step cost beside the bare model, in minutes.
+bench-costs: $(INSTALLED)
+	$(BIN)/python -m experiments.costs.bench

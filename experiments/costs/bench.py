@@ -1,0 +1,179 @@
+"""What a preview, a batch of candidates and a gradient step cost beside the bare model."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+BATCH, POSITIONS, NEW_TOKENS, REPETITIONS = 16, 64, 32, 7
+SIZES = ((128, 6), (256, 12), (512, 12))
+"""(d_model, layers) of the random Llamas."""
+CANDIDATES = (1, 2, 4, 8)
+MEGABYTE = 1024.0
+"""ru_maxrss is in kilobytes on Linux."""
+
+
+def build(d_model: int, n_layers: int) -> Any:
+    """A random Llama with grouped-query attention, in float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=d_model,
+        intermediate_size=d_model * 5 // 2,
+        num_hidden_layers=n_layers,
+        num_attention_heads=d_model // 32,
+        num_key_value_heads=d_model // 64,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return LlamaForCausalLM(config).eval().requires_grad_(False).to(device)
+
+
+def random_updates(hf: Any, strengths: Any) -> Any:
+    """An edit at every writer; `strengths` has one row a candidate."""
+    import torch
+
+    from iconoclast_tl.edits.updates import SiteUpdate, Updates
+    from iconoclast_tl.models.sites import writer_modules
+
+    v = torch.nn.functional.normalize(torch.randn(1, 1, hf.config.hidden_size), dim=-1)
+    sites = writer_modules(hf)
+    return Updates({site: SiteUpdate(v, v, None) for site in sites}, dict.fromkeys(sites, strengths))
+
+
+def alternating(*runs: Callable[[], Any]) -> list[float]:
+    """Median seconds of each, run in turn so that the machine's moods meet all of them."""
+    import torch
+
+    times: list[list[float]] = [[] for _ in runs]
+    for repetition in range(REPETITIONS + 1):
+        for number, run in enumerate(runs):
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repetition:  # the first warms up
+                times[number].append(time.perf_counter() - start)
+    return [median(one) for one in times]
+
+
+def hooks(d_model: int, n_layers: int) -> dict[str, float]:
+    """Ratios of a hooked forward and a hooked generation to the bare model's."""
+    import torch
+
+    from iconoclast_tl.edits.hooks import hooked
+    from iconoclast_tl.models.sites import hf_sites
+
+    hf = build(d_model, n_layers)
+    ids = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device)
+    updates, sites = random_updates(hf, torch.ones(1, 1)), hf_sites(hf)
+
+    @torch.no_grad()
+    def forward() -> None:
+        hf(ids, use_cache=False)
+
+    @torch.no_grad()
+    def generate() -> None:
+        hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)
+
+    def under_hooks(run: Callable[[], None]) -> Callable[[], None]:
+        def hooked_run() -> None:
+            with hooked(updates, sites):
+                run()
+
+        return hooked_run
+
+    bare, edited = alternating(forward, under_hooks(forward))
+    bare_said, edited_said = alternating(generate, under_hooks(generate))
+    return {"forward": edited / bare, "generation": edited_said / bare_said}
+
+
+def together(d_model: int, n_layers: int, positions: int) -> dict[int, float]:
+    """K → seconds of one batch of K candidates over seconds of K runs, 4 prompts each."""
+    import torch
+
+    from iconoclast_tl.edits.hooks import hooked
+    from iconoclast_tl.models.sites import hf_sites
+
+    hf, prompts = build(d_model, n_layers), 4
+    ids, sites = torch.randint(1, 2048, (prompts, positions), device=hf.device), hf_sites(hf)
+    ratios = {}
+    for k in CANDIDATES:
+        one, many = random_updates(hf, torch.ones(1, 1)), random_updates(hf, torch.rand(k, 1))
+        rows, repeated = torch.arange(k, device=hf.device).repeat_interleave(prompts), ids.repeat(k, 1)
+
+        @torch.no_grad()
+        def separate(k: int = k, one: Any = one) -> None:
+            for _ in range(k):
+                with hooked(one, sites):
+                    hf(ids, use_cache=False)
+
+        @torch.no_grad()
+        def batched(many: Any = many, rows: Any = rows, repeated: Any = repeated) -> None:
+            with hooked(many, sites) as assigned:
+                assigned.candidates = rows
+                hf(repeated, use_cache=False)
+
+        alone, at_once = alternating(separate, batched)
+        ratios[k] = at_once / alone
+    return ratios
+
+
+def peak(kind: str, d_model: int, n_layers: int) -> float:
+    """Largest megabytes of this process, which makes a bare evaluation or a gradient step and nothing else."""
+    import torch
+
+    from iconoclast_tl.edits.hooks import hooked
+    from iconoclast_tl.models.sites import hf_sites
+
+    hf = build(d_model, n_layers)
+    ids = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device)
+    if kind == "bare":
+        with torch.no_grad():
+            hf(ids, use_cache=False).logits.log_softmax(-1)
+    else:
+        strengths = torch.ones(1, 1, requires_grad=True)
+        with hooked(random_updates(hf, strengths), hf_sites(hf)):
+            loss = hf(ids, use_cache=False).logits.log_softmax(-1)[..., 7].mean()
+        torch.autograd.backward(loss)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print every table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peak", choices=("bare", "gradient"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.peak:
+        print(peak(given.peak, *SIZES[-1]))
+        return
+    print(f"hooked / bare, batch {BATCH} × {POSITIONS}, {NEW_TOKENS} new tokens")
+    for size in SIZES:
+        found = hooks(*size)
+        print(f"  d_model {size[0]} × {size[1]} layers: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
+    print("one batch of K candidates / K runs, 4 prompts")
+    for size in SIZES:
+        for positions in (1, 16, POSITIONS):
+            cells = ", ".join(f"K={k} {ratio:.2f}" for k, ratio in together(*size, positions).items())
+            print(f"  d_model {size[0]} × {size[1]} layers, {positions} positions: {cells}")
+    command = [sys.executable, "-m", "experiments.costs.bench", "--peak"]
+    peaks = {
+        kind: float(subprocess.run([*command, kind], capture_output=True, text=True, check=True).stdout)
+        for kind in ("bare", "gradient")
+    }
+    ratio = peaks["gradient"] / peaks["bare"]
+    print(f"peak of the process, MB: bare {peaks['bare']:.0f}, gradient step {peaks['gradient']:.0f} ({ratio:.2f})")
+
+
+if __name__ == "__main__":
+    main()
