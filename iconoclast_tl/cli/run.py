@@ -14,9 +14,9 @@ NAME = "run"
 @with_common
 def command(
     common: Common,
-    method: Annotated[str | None, typer.Option("--search", help="gradient (default), tpe or outer.")] = None,
+    method: Annotated[str | None, typer.Option("--search", help="gradient (default) or tpe.")] = None,
     goal: Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials, of tpe and outer.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials of tpe.")] = None,
     merge: Annotated[
         bool | None, typer.Option("--merge/--no-merge", help="Save plain weights besides the adapter.")
     ] = None,

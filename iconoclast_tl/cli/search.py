@@ -14,14 +14,14 @@ NAME = "search"
 @with_common
 def command(
     common: Common,
-    method: Annotated[str | None, typer.Option("--search", help="gradient (default), tpe or outer.")] = None,
+    method: Annotated[str | None, typer.Option("--search", help="gradient (default) or tpe.")] = None,
     goal: Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")] = None,
     profile: Annotated[str | None, typer.Option(help="Of a gradient: free (default) or kernel.")] = None,
     allow_negative: Annotated[
         bool | None, typer.Option("--allow-negative", help="Let a gradient change the sign of strengths.")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Trials of tpe and outer; a continued search counts its earlier ones.")
+        int | None, typer.Option(help="Trials of tpe; a continued search counts its earlier ones.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="iconoclast or heretic.")] = None,
     choose: Annotated[str | None, typer.Option(help="lexicographic, knee or least-kl.")] = None,

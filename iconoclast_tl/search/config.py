@@ -1,4 +1,4 @@
-"""Settings of every search: by gradient, by TPE, or both."""
+"""Settings of every search: by gradient, or by TPE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iconoclast_tl.search.objective import Goal, KlKind
 from iconoclast_tl.search.pareto import Rule
 from iconoclast_tl.search.space import KernelSpace
 
-Method = Literal["gradient", "tpe", "outer"]
+Method = Literal["gradient", "tpe"]
 Profile = Literal["free", "kernel"]
 
 
@@ -66,11 +66,11 @@ class SearchConfig(StageConfig):
     preset: Literal["iconoclast", "heretic"] = "iconoclast"
     """Defaults of directions, edit and search together; anything set explicitly wins."""
     method: Method = "gradient"
-    """`gradient` through the hooks; `tpe`: Optuna over the kernel space; `outer`: Optuna over what has no gradient."""
+    """`gradient` through the hooks, or `tpe`: Optuna over the kernel space."""
     goal: Goal = "suppress"
     """Make the behaviour rarer on target prompts, or more frequent."""
     n_trials: Annotated[int, Changeable] = Field(200, ge=1)
-    """Trials in all, of `tpe` and `outer`; a continued search counts those that are there."""
+    """Trials of `tpe` in all; a continued search counts those that are there."""
     n_startup_trials: int = Field(60, ge=1)
     """Random trials before TPE models the results."""
     n_ei_candidates: int = Field(24, ge=1)
