@@ -34,7 +34,6 @@ from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl,
 from iconoclast_tl.models.loading import load_model
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.models.twin import Twin, make_twin
-from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.report.results import card_recipe, provenance, search_part
 from iconoclast_tl.run_folder import RunFolder
 from iconoclast_tl.search.families import Source
@@ -201,9 +200,7 @@ def uniform_edit(
 
 def preview_edit(workspace: Workspace, edit: Edit) -> Compared:
     """Ask the val prompts with the edit's hooks off and on."""
-    contrast = workspace.contrast
-    sets = {"target": contrast.target.val, "neutral": contrast.neutral.val}
-    return _compare(workspace, sets, lambda: preview(edit, workspace.sites))
+    return compare(workspace.val, lambda: preview(edit, workspace.sites), workspace.judge)
 
 
 def neutral_means(activations: Activations) -> dict[Component, Tensor]:
@@ -232,17 +229,14 @@ def search(workspace: Workspace, directions: Directions, activations: Activation
 
 
 def _job(workspace: Workspace, directions: Directions, activations: Activations) -> Job:
-    settings, contrast = workspace.settings, workspace.contrast
-    sides = {"target": contrast.target, "neutral": contrast.neutral}
+    settings = workspace.settings
     kinds = (True,) if settings.edit.affine else (False, True) if _affine_can_be_kept(workspace) else (False,)
     return Job(
-        workspace.model,
         workspace.sites,
-        {side: workspace.questions(splits.train) for side, splits in sides.items()},
-        {side: workspace.questions(splits.val) for side, splits in sides.items()},
+        workspace.asked("train", settings.search.gradient.prompts),
+        workspace.val,
         Source(_competing(workspace, directions, activations), settings.edit, neutral_means(activations)),
         settings.search,
-        settings.evaluation,
         settings.seed,
         workspace.folder.journal,
         workspace.folder.trace,
@@ -387,14 +381,9 @@ def evaluate_model(workspace: Workspace, adapter: Path | None) -> dict[str, Any]
 
 
 def _evaluate(workspace: Workspace, what: Mapping[str, str], change: Change | None) -> dict[str, Any]:
-    folder, contrast = workspace.folder, workspace.contrast
+    folder = workspace.folder
     with workspace.timed("evaluate"):
-        sets = {
-            "target": contrast.target.test,
-            "neutral": contrast.neutral.test,
-            "borderline": contrast.borderline,
-        }
-        compared = _compare(workspace, sets, change)
+        compared = compare(workspace.asked("test"), change, workspace.judge)
         write_jsonl(folder.responses, response_rows(compared, workspace.settings.evaluation, workspace.judge))
     timing = (folder.read_manifest() or {}).get("timing", {})
     measured: dict[str, Any] = {"edited": None, **compared.to_json()}
@@ -429,9 +418,3 @@ def write_cards(workspace: Workspace) -> None:
 
 def _describe(counts: Mapping[str, Mapping[str, int]]) -> str:
     return ", ".join(f"{n['target']}+{n['neutral']} {split}" for split, n in counts.items())
-
-
-def _compare(workspace: Workspace, sets: Mapping[str, tuple[Prompt, ...]], change: Change | None) -> Compared:
-    suite = {name: workspace.questions(prompts) for name, prompts in sets.items() if prompts}
-    config = workspace.settings.evaluation
-    return compare(workspace.model, suite, change, config, workspace.judge, workspace.track)

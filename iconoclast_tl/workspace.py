@@ -14,6 +14,7 @@ from typing import Any
 
 from iconoclast_tl.config import Effective, Nested, Settings, effective_settings
 from iconoclast_tl.directions.directions import load_directions
+from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import Judge, Questions, encode
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
@@ -58,6 +59,19 @@ class Workspace:
         """Prompts with their tokens, checked against the context and the response budget."""
         budget = self.settings.evaluation.max_new_tokens
         return encode(prompts, self.chat, self.model.context_length, budget)
+
+    def asked(self, split: str, at_most: int | None = None) -> Baseline:
+        """The unedited model on the first prompts of a split, borderline ones included in `test`."""
+        sets = {side: getattr(self.contrast, side) for side in ("target", "neutral")}
+        suite = {side: self.questions(getattr(splits, split)[:at_most]) for side, splits in sets.items()}
+        if split == "test" and self.contrast.borderline:
+            suite["borderline"] = self.questions(self.contrast.borderline)
+        return Baseline(self.model, suite, self.settings.evaluation, self.track)
+
+    @cached_property
+    def val(self) -> Baseline:
+        """The unedited model on the val prompts, which preview and search share."""
+        return self.asked("val")
 
     @cached_property
     def tokens_digest(self) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from iconoclast_tl.evaluation.generation import Response
-from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations, Divergence
-from iconoclast_tl.evaluation.suite import EvaluationConfig, Judge, Measured, Questions, measure, respond
-from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.edits.hooks import Rows
+from iconoclast_tl.evaluation.baseline import Baseline
+from iconoclast_tl.evaluation.generation import Response, generate
+from iconoclast_tl.evaluation.metrics.divergence import Divergence
+from iconoclast_tl.evaluation.suite import EvaluationConfig, Judge, Measured, Questions, measure
+from iconoclast_tl.evaluation.teacher_forcing import repeated
 
 Change = Callable[[], AbstractContextManager[Any]]
 """Enters a state in which the model is changed: an edit's hooks, or an adapter."""
@@ -31,26 +32,41 @@ class Compared:
         return {name: measured.to_json() for name, measured in self.measured.items()}
 
 
-def compare(
-    model: LoadedModel,
-    suite: Mapping[str, Questions],
-    change: Change | None,
-    config: EvaluationConfig,
-    judge: Judge | None = None,
-    track: Track = silent,
-) -> Compared:
-    """Ask a suite of the base and, where there is a `change`, of the model under it; no hooks may be on."""
-    neutral = suite["neutral"]
-    responses = {"base": respond(model, suite, config, track)}
-    divergences = {"base": Divergence(0.0, 0.0, len(neutral.rows), config.kl_length)}  # KL(base ‖ base)
+def compare(base: Baseline, change: Change | None, judge: Judge | None = None) -> Compared:
+    """Ask the base's suite of the base and, where there is a `change`, of the model under it; no hooks may be on.
+
+    Target prompts are generated from anew. Of the others only those are whose response does not stay the base's.
+    """
+    neutral, responses = base.suite["neutral"], {"base": base.responses}
+    divergences = {"base": Divergence(0.0, 0.0, len(neutral.rows), base.config.kl_length)}  # KL(base ‖ base)
     if change is not None:
-        said = responses["base"]["neutral"]
-        continuations = BaseContinuations(model, neutral.rows, said, config.kl_length, config.batch_size)
+        continuations = base.continuations
         with change():
-            responses["edited"] = respond(model, suite, config, track)
-            divergences["edited"] = continuations.divergence()
-    measured = {name: measure(suite, responses[name], divergences[name], config, judge) for name in responses}
-    return Compared(suite, responses, measured)
+            moved = continuations.moved(Rows(), 1, base.track)
+            divergences["edited"] = moved.divergences[0]
+            same = {"neutral": moved.unchanged[0].tolist(), "target": [False] * len(base.suite["target"].rows)}
+            responses["edited"] = _changed(base, {**_unchanged(base, base.suite.keys() - same.keys()), **same})
+    measured = {name: measure(base.suite, responses[name], divergences[name], base.config, judge) for name in responses}
+    return Compared(base.suite, responses, measured)
+
+
+def _unchanged(base: Baseline, names: Iterable[str]) -> dict[str, list[bool]]:
+    found = {}
+    for name in names:
+        said = [response.tokens for response in base.responses[name]]
+        found[name] = repeated(base.model, base.suite[name].rows, said, base.config.batch_size).tolist()
+    return found
+
+
+def _changed(base: Baseline, unchanged: Mapping[str, list[bool]]) -> dict[str, list[Response]]:
+    """The base's responses where they stay, generated ones elsewhere, all sets in one go."""
+    asked = [(name, row) for name in base.suite for row, same in enumerate(unchanged[name]) if not same]
+    rows, config = [base.suite[name].rows[row] for name, row in asked], base.config
+    said = generate(base.model, rows, config.max_new_tokens, config.batch_size, base.track, "generate, edited")
+    responses = {name: list(base.responses[name]) for name in base.suite}
+    for (name, row), response in zip(asked, said, strict=True):
+        responses[name][row] = response
+    return responses
 
 
 def response_rows(compared: Compared, config: EvaluationConfig, judge: Judge | None) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class EvaluationConfig(StageConfig):
     """The response budget; it belongs to every rate."""
     kl_tokens: int = Field(16, ge=1)
     """Tokens of the base's own continuation over which the sequence KL is averaged; never more than the budget."""
-    batch_size: Annotated[int, Changeable] = Field(64, ge=1)
+    batch_size: Annotated[int, Changeable] = Field(128, ge=1)
     """Prompts in one forward pass; for generation halved by itself where memory runs out."""
 
     @property

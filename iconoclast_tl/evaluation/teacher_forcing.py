@@ -1,7 +1,7 @@
 """Prompts with given continuations, laid out so that one slice of the logits holds all predictions.
 
 Where only layers from some layer on are edited, what enters that layer is the same for every strength: `entered` keeps
-it, and the layers below are not run again.
+it, and the layers below are not run again. Where a changed model repeats a response, `repeated` tells so.
 """
 
 from __future__ import annotations
@@ -32,13 +32,34 @@ class Forced:
     """What enters the layer from which to run; None: run all layers."""
 
     def take(self, rows: Int[Tensor, "taken"], times: int = 1) -> Forced:
-        """These rows, in this order, `times` over, without the columns that none of them fills."""
+        """These rows, in this order, `times` over, without the columns that none of them fills: k may become less."""
+        k = int(self.real[rows].any(0).sum())
         rows = rows.repeat(times)
-        mask = self.batch.attention_mask[rows]
-        start = int(mask.any(0).int().argmax())
-        part = TokenBatch(tuple(range(len(rows))), self.batch.input_ids[rows][:, start:], mask[:, start:])
-        kept = None if self.entering is None else self.entering.take(rows, start)
-        return Forced(part, self.tokens[rows], self.real[rows], kept)
+        columns = slice(int(self.batch.attention_mask[rows].any(0).int().argmax()), self._width(k))
+        part = TokenBatch(
+            tuple(range(len(rows))), self.batch.input_ids[rows, columns], self.batch.attention_mask[rows, columns]
+        )
+        kept = None if self.entering is None else self.entering.take(rows, columns)
+        return Forced(part, self.tokens[rows, :k], self.real[rows, :k], kept)
+
+    def beginning(self, k: int) -> Forced:
+        """The first k tokens of every continuation."""
+        width = self._width(k)
+        part = TokenBatch(self.batch.rows, self.batch.input_ids[:, :width], self.batch.attention_mask[:, :width])
+        kept = self.entering and Entering(self.entering.layer, self.entering.states[:, :width])
+        return Forced(part, self.tokens[:, :k], self.real[:, :k], kept)
+
+    def by_length(self, n: int) -> list[Int[Tensor, "part"]]:
+        """The rows in parts of at most n, short continuations first, so that `take` leaves out the most."""
+        return list(torch.split(self.real.sum(-1).argsort(stable=True), n))
+
+    def _width(self, k: int) -> int:
+        """The columns that k tokens need."""
+        return self.batch.input_ids.shape[1] - max(self.tokens.shape[1] - k, 0)
+
+    def repeated_by(self, logits: Float[Tensor, "batch k vocab"]) -> Bool[Tensor, "batch"]:
+        """Whether greedy decoding with these predictions says the continuation again, token for token."""
+        return ((logits.argmax(-1).cpu() == self.tokens) | ~self.real).all(-1)
 
 
 def force(rows: Sequence[Tokens], continuations: Sequence[Sequence[int]], k: int, pad_id: int) -> Forced:
@@ -67,6 +88,22 @@ def entered(model: LoadedModel, forced: Forced, layer: int, batch_size: int) -> 
         for rows in parts
     ]
     return replace(forced, entering=Entering(layer, torch.cat([one.states for one in found])))
+
+
+@torch.no_grad()
+def repeated(
+    model: LoadedModel, rows: Sequence[Tokens], responses: Sequence[Sequence[int]], batch_size: int
+) -> Bool[Tensor, "n"]:
+    """Which greedy responses the model, under whatever hooks are on, would give again: nothing need be generated there.
+
+    One forward pass in the place of one a token. Exact but for ties within rounding, since batches differ.
+    """
+    forced = force(rows, responses, max(len(response) for response in responses), model.pad_id)
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    for part in forced.by_length(batch_size):
+        taken = forced.take(part)
+        found[part] = taken.repeated_by(forced_logits(model, taken))
+    return found
 
 
 def forced_logits(model: LoadedModel, forced: Forced) -> Float[Tensor, "batch k vocab"]:

@@ -28,9 +28,9 @@ class Entering:
     layer: int
     states: Float[Tensor, "batch pos d_model"]
 
-    def take(self, rows: Tensor, start: int) -> Entering:
-        """These rows, from column `start` on."""
-        return Entering(self.layer, self.states[rows.to(self.states.device)][:, start:])
+    def take(self, rows: Tensor, columns: slice) -> Entering:
+        """These rows and columns."""
+        return Entering(self.layer, self.states[rows.to(self.states.device), columns])
 
 
 @torch.no_grad()

@@ -94,8 +94,10 @@ def pareto_table(pareto: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any],
     captions = [f"→ chosen by {chosen['rule']}"]
     if taken not in [row["source"] for row in pareto]:
         captions = [f"chosen by {chosen['rule']}: {taken}, which is not on this front (it counts spill before KL)"]
-    if search.get("proxy_rank_correlation") is not None:
-        captions.append(f"rank correlation of proxy and generated rate: {search['proxy_rank_correlation']:.2f}")
+    found = {side: value for side, value in (search.get("proxy_rank_correlation") or {}).items() if value is not None}
+    if found:
+        named = ", ".join(f"{value:.2f} ({side})" for side, value in found.items())
+        captions.append(f"rank correlation of proxy and generated rate: {named}")
     table.caption = "; ".join(captions)
     return table
 

@@ -30,9 +30,10 @@ class GradientConfig(StageConfig):
     """Logits are divided by this before odds are taken: 1 is sampling, towards 0 the greedy decoding that is judged."""
     margin: float = Field(3.0, ge=0)
     """How far below even the log-odds of the behaviour are pressed, in nats."""
-    prices: tuple[float, float, int] = (200.0, 2.0, 10)
-    """Weights of the KL, from strict to loose: first, last, how many (a geometric grid). In units of one over the KL
-    that a typical direction costs at strength 1 on this model, so that the same grid suits all."""
+    prices: tuple[float, float, int] = (400.0, 1.0, 7)
+    """Weights of the KL, from strict to loose: first, last, how many (a geometric grid, walked from its middle to both
+    ends). In units of one over the KL that a typical direction costs at strength 1 on this model, so that the same grid
+    suits all."""
     profile: Profile = "free"
     """`free`: a strength for every site; `kernel`: four numbers a component."""
     smoothness: float = Field(0.0, ge=0)
@@ -41,10 +42,10 @@ class GradientConfig(StageConfig):
     """Largest strength."""
     allow_negative: bool = False
     """Let strengths change sign: from -bound to bound."""
-    survivors: int = Field(2, ge=1)
+    survivors: int = Field(4, ge=1)
     """Candidate directions that are left after screening."""
     refine_steps: int = Field(4, ge=0)
-    """Steps in which the survivors compete, in one batch."""
+    """Steps in which the survivors compete, in one batch; halfway the worse half of them is dropped."""
     objective: Literal["sequence", "first_token"] = "sequence"
     """Log-odds of the ways in which responses show the behaviour, or of the first tokens that rise."""
     tokens: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import Questions
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.batching import over_batches
@@ -31,11 +32,10 @@ class FirstTokens:
         return {"ids": self.ids.tolist(), "words": list(self.words), "auroc": self.auroc}
 
 
-def first_tokens(
-    model: LoadedModel, target: Questions, neutral: Questions, named: Sequence[str], batch_size: int
-) -> FirstTokens:
+def first_tokens(base: Baseline, named: Sequence[str]) -> FirstTokens:
     """Find them, or take those that are named; no hooks may be on."""
-    before, after = (_first_log_probs(model, questions, batch_size) for questions in (neutral, target))
+    model, before = base.model, base.continuations.first_log_probs
+    after = _first_log_probs(model, base.suite["target"], base.config.batch_size)
     ids = _named(model, named) if named else rising_tokens(after, before)
     if not len(ids):
         return FirstTokens(ids, (), 0.5)

@@ -13,12 +13,13 @@ from typing import Literal
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import Rows, hooked
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
-from iconoclast_tl.evaluation.generation import Lanes, Response, generate
+from iconoclast_tl.evaluation.baseline import Baseline
+from iconoclast_tl.evaluation.generation import Lanes, generate
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations, Moved
 from iconoclast_tl.evaluation.metrics.rate import rate
-from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.prompts.chat import left_pad
 
 KlKind = Literal["sequence", "first_token"]
 Goal = Literal["suppress", "strengthen"]
@@ -49,31 +50,24 @@ class Scores:
 
 
 class Objective:
-    """Scores edits on val target and neutral prompts; what the base says and its probabilities are computed once."""
+    """Scores edits on the target and neutral prompts of val."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        sites: Mapping[Site, HookedModule],
-        target: Questions,
-        neutral: Questions,
-        config: EvaluationConfig,
-    ) -> None:
-        """Generate the base's responses to both sets; no hooks may be on."""
-        self._model, self._sites, self._config = model, sites, config
-        self._target, self._neutral = target, neutral
-        self._behaviour = config.behaviour()
-        self.base = respond(model, {"target": target, "neutral": neutral}, config)
-        self._spills = self._labels(self.base["neutral"])
-        self._continuations = BaseContinuations(
-            model, neutral.rows, self.base["neutral"], config.kl_length, config.batch_size, whole=True
-        )
+    def __init__(self, base: Baseline, sites: Mapping[Site, HookedModule]) -> None:
+        """Compare edits at `sites` with what the base says to val prompts."""
+        self._base, self._sites = base, sites
+        self._behaviour = base.config.behaviour()
+        self._known: dict[str, list[bool]] = {}
 
     @property
     def base_scores(self) -> Scores:
         """The unedited model's."""
-        shows = self._labels(self.base["target"])
-        return Scores(sum(shows) / len(shows), sum(self._spills) / len(self._spills), 0.0, 0.0)
+        return Scores(_share(self._base.shows["target"]), _share(self._base.shows["neutral"]), 0.0, 0.0)
+
+    def shortfall(self, edit: Edit, goal: Goal) -> float:
+        """`Scores.shortfall` alone, generated from the target prompts and kept for a later confirmation."""
+        with hooked(edit_updates(edit, self._sites), self._sites) as assigned:
+            rate = _share(self._shown(assigned, [edit], {0: range(self._n_targets)})[0])
+        return rate if goal == "suppress" else 1 - rate
 
     def __call__(self, edits: Sequence[Edit]) -> list[Scores]:
         """Preview the edits together and score each."""
@@ -87,52 +81,78 @@ class Objective:
     def _scores(self, edits: Sequence[Edit], drop: Goal | None) -> list[Scores | None]:
         if not edits:
             return []
+        continuations = self._continuations(edits)
         with hooked(stack_updates([edit_updates(edit, self._sites) for edit in edits]), self._sites) as assigned:
-            moved = self._continuations.moved(assigned, len(edits))
-            shows, going = self._target_labels(assigned, moved, drop)
+            moved = continuations.moved(assigned, len(edits))
+            shows, going = self._target_labels(assigned, edits, moved, drop)
             spills = self._neutral_labels(assigned, moved, going)
         scores: list[Scores | None] = [None] * len(edits)
         for c in going:
             divergence = moved.divergences[c]
-            rates = (sum(shows[c]) / len(shows[c]), sum(spills[c]) / len(spills[c]))
-            scores[c] = Scores(*rates, divergence.first_token, divergence.sequence)
+            scores[c] = Scores(_share(shows[c]), _share(spills[c]), divergence.first_token, divergence.sequence)
         return scores
 
-    def _target_labels(self, assigned: Rows, moved: Moved, drop: Goal | None) -> tuple[list[list[bool]], list[int]]:
+    def _continuations(self, edits: Sequence[Edit]) -> BaseContinuations:
+        """The base's; where several edits leave the first layers alone, without these, which are run once for all."""
+        model, found = self._base.model, self._base.continuations
+        layer = min((site.layer for edit in edits for site in edit.sites), default=0)
+        if len(edits) == 1 or not layer:
+            return found
+        batch = left_pad(self._base.suite["neutral"].rows[:2], model.pad_id)
+        return found.from_layer(layer) if resumes(model, batch, layer) else found
+
+    def _target_labels(
+        self, assigned: Rows, edits: Sequence[Edit], moved: Moved, drop: Goal | None
+    ) -> tuple[list[list[bool]], list[int]]:
         """Labels of every candidate still going, and which are."""
-        n, going = len(self._target.rows), list(range(len(moved.divergences)))
+        n, going = self._n_targets, list(range(len(edits)))
         shows: list[list[bool]] = [[] for _ in going]
         first = range(min(FIRST_LOOK, n)) if drop is not None and len(going) > 1 else range(n)
         for prompts in (first, range(len(first), n)):
-            asked = [(c, prompt) for c in going for prompt in prompts]
-            for (c, _), shown in zip(asked, self._ask(assigned, self._target, asked), strict=True):
-                shows[c].append(shown)
+            for c, labels in self._shown(assigned, edits, dict.fromkeys(going, prompts)).items():
+                shows[c] += labels
             if drop is not None:
                 going = _undominated(going, shows, moved, drop)
         return shows, going
+
+    def _shown(self, assigned: Rows, edits: Sequence[Edit], wanted: Mapping[int, range]) -> dict[int, list[bool]]:
+        """Candidate → labels of its target prompts; those of an edit that is known already are not asked again."""
+        digests = {c: edits[c].digest() for c in wanted}
+        asked = [(c, prompt) for c, prompts in wanted.items() for prompt in prompts if digests[c] not in self._known]
+        found = {c: self._known.get(digests[c], [])[p.start : p.stop] for c, p in wanted.items()}
+        for (c, _), shown in zip(asked, self._ask(assigned, "target", asked), strict=True):
+            found[c].append(shown)
+        self._known |= {digests[c]: labels for c, labels in found.items() if len(labels) == self._n_targets}
+        return found
 
     def _neutral_labels(self, assigned: Rows, moved: Moved, going: Sequence[int]) -> dict[int, list[bool]]:
         """The base's label where the response stays the base's; asked where it may not."""
         changed = (~moved.unchanged).tolist()
         asked = [(c, prompt) for c in going for prompt, moves in enumerate(changed[c]) if moves]
-        spills = {c: list(self._spills) for c in going}
-        for (c, prompt), shown in zip(asked, self._ask(assigned, self._neutral, asked), strict=True):
+        spills = {c: list(self._base.shows["neutral"]) for c in going}
+        for (c, prompt), shown in zip(asked, self._ask(assigned, "neutral", asked), strict=True):
             spills[c][prompt] = shown
         return spills
 
-    def _ask(self, assigned: Rows, questions: Questions, asked: Sequence[tuple[int, int]]) -> list[bool]:
+    def _ask(self, assigned: Rows, name: str, asked: Sequence[tuple[int, int]]) -> list[bool]:
+        base = self._base
         responses = generate(
-            self._model,
-            [questions.rows[prompt] for _, prompt in asked],
-            self._config.max_new_tokens,
-            self._config.batch_size,
+            base.model,
+            [base.suite[name].rows[prompt] for _, prompt in asked],
+            base.config.max_new_tokens,
+            base.config.batch_size,
             lanes=Lanes(assigned, [c for c, _ in asked]),
             decided=self._behaviour.found_in,
         )
-        return self._labels(responses)
-
-    def _labels(self, responses: Sequence[Response]) -> list[bool]:
         return [self._behaviour.found_in(response.text) for response in responses]
+
+    @property
+    def _n_targets(self) -> int:
+        return len(self._base.suite["target"].rows)
+
+
+def _share(labels: Sequence[bool]) -> float:
+    return sum(labels) / len(labels)
 
 
 def _undominated(going: Sequence[int], shows: Sequence[Sequence[bool]], moved: Moved, goal: Goal) -> list[int]:

@@ -15,13 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from iconoclast_tl.edits.hooks import Rows
+from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.generation import Response, generate
 from iconoclast_tl.evaluation.metrics.compliance import complies
-from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
-from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
 from iconoclast_tl.evaluation.teacher_forcing import Forced, entered, force, forced_logits
-from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import HookedModule, Site
 from iconoclast_tl.search.odds import tree_log_odds
 from iconoclast_tl.search.paths import Layout, Path, Paths, deciding_path
@@ -37,50 +34,43 @@ class Said:
 
 
 class Proxy:
-    """Differentiable scores on train prompts; the base's responses and probabilities are computed once."""
+    """Differentiable scores on train prompts."""
 
     def __init__(
         self,
-        model: LoadedModel,
+        base: Baseline,
         sites: Mapping[Site, HookedModule],
-        target: Questions,
-        neutral: Questions,
-        config: EvaluationConfig,
         temperature: float,
         tokens: Int[Tensor, "t"] | None = None,
     ) -> None:
-        """Ask the base; no hooks may be on.
+        """Learn the base's ways into the behaviour; no hooks may be on. `UserError` where it never shows it.
 
         temperature: of the odds; 1 is sampling, towards 0 greedy decoding. tokens: score the first token by these, in
         the place of paths.
         """
-        self.model, self.sites, self.target, self.neutral = model, sites, target, neutral
-        self._config, self._tokens, self._layer = config, tokens, 0
-        self._temperature = temperature
-        self._behaviour = config.behaviour()
-        self.base = respond(model, {"target": target, "neutral": neutral}, config)
-        self._continuations = BaseContinuations(
-            model, neutral.rows, self.base["neutral"], config.kl_length, config.batch_size
-        )
-        self._paths = Paths(len(target.rows))
-        for response in self.base["neutral"]:
+        base.require_shown("train")
+        self.base, self.sites = base, sites
+        self.target, self.neutral = base.suite["target"], base.suite["neutral"]
+        self._tokens, self._layer, self._temperature = tokens, 0, temperature
+        self._continuations = base.continuations
+        self._behaviour = base.config.behaviour()
+        self._paths = Paths(len(self.target.rows))
+        for response in base.responses["neutral"]:
             self._sort(None, response)
-        for prompt, response in enumerate(self.base["target"]):
+        for prompt, response in enumerate(base.responses["target"]):
             self._sort(prompt, response)
-        self._require_shown()
         self.settle()
 
     def start_at(self, layer: int) -> None:
         """Run only the layers from `layer` on from now on; no hooks may be on."""
-        self._layer = layer
-        self._continuations.start_at(layer)
+        self._layer, self._continuations = layer, self.base.continuations.from_layer(layer)
         self.settle()
 
     def log_odds(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
         """Of the behaviour on these prompts, under the candidates that the hooks hold."""
         rows, tree = self._layout.tree(prompts.tolist())
         assigned.candidates = _lanes(candidates, len(rows))
-        logits = forced_logits(self.model, self._forced.take(torch.tensor(rows), candidates)) / self._temperature
+        logits = forced_logits(self.base.model, self._forced.take(torch.tensor(rows), candidates)) / self._temperature
         return tree_log_odds(logits.reshape(candidates, len(rows), *logits.shape[1:]), tree, len(prompts))
 
     def kl(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
@@ -95,10 +85,10 @@ class Proxy:
         """
         assigned.candidates = None
         said = generate(
-            self.model,
+            self.base.model,
             self.target.rows,
-            self._config.max_new_tokens,
-            self._config.batch_size,
+            self.base.config.max_new_tokens,
+            self.base.config.batch_size,
             decided=self._behaviour.found_in,
         )
         shows = [self._behaviour.found_in(response.text) for response in said]
@@ -113,23 +103,14 @@ class Proxy:
         else:
             leaves: list[list[Path]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
             self._layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
-        fed = [(*path, self.model.pad_id) for _, path in self._layout.rows]  # the last token is predicted, not fed
+        fed = [(*path, self.base.model.pad_id) for _, path in self._layout.rows]  # the last token is predicted, not fed
         prompts = [self.target.rows[prompt] for prompt, _ in self._layout.rows]
-        forced = force(prompts, fed, max(len(path) for path in fed), self.model.pad_id)
-        self._forced: Forced = entered(self.model, forced, self._layer, self._config.batch_size)
-
-    def _require_shown(self) -> None:
-        if not self._paths.any:
-            raise UserError(
-                "the model never shows the behaviour",
-                got=f"0 of {len(self.target.rows)} target prompts, {self._config.max_new_tokens} tokens each",
-                want="target prompts that call it up",
-                mend="check --target and evaluation.markers",
-            )
+        forced = force(prompts, fed, max(len(path) for path in fed), self.base.model.pad_id)
+        self._forced: Forced = entered(self.base.model, forced, self._layer, self.base.config.batch_size)
 
     def _sort(self, prompt: int | None, response: Response) -> bool:
         """Take note of a response; whether it told anything new."""
-        path = deciding_path(response.tokens, self._behaviour, self.model.tokenizer)
+        path = deciding_path(response.tokens, self._behaviour, self.base.model.tokenizer)
         if path is None:
             return self._paths.is_innocent(response.tokens)
         return prompt is not None and self._paths.shows(prompt, path)

@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions
+from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import read_json, write_json
-from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import HookedModule, Site
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source, families
@@ -30,15 +29,13 @@ from iconoclast_tl.search.study import run_study
 class Job:
     """All that a search needs."""
 
-    model: LoadedModel
     sites: Mapping[Site, HookedModule]
-    train: Mapping[str, Questions]
-    """`target` and `neutral`; what a gradient sees."""
-    val: Mapping[str, Questions]
-    """`target` and `neutral`; what every candidate is confirmed on."""
+    train: Baseline
+    """What a gradient sees."""
+    val: Baseline
+    """What every candidate is confirmed on."""
     source: Source
     config: SearchConfig
-    evaluation: EvaluationConfig
     seed: int
     journal: Path
     """Where a study keeps its trials."""
@@ -52,15 +49,8 @@ class Job:
     @cached_property
     def objective(self) -> Objective:
         """Made when it is first asked: a search that is complete asks the model nothing."""
-        found = Objective(self.model, self.sites, self.val["target"], self.val["neutral"], self.evaluation)
-        if found.base_scores.behaviour_rate == 0:
-            raise UserError(
-                "the model never shows the behaviour",
-                got=f"0 of {len(self.val['target'].rows)} val target prompts",
-                want="target prompts that call it up",
-                mend="check --target and evaluation.markers",
-            )
-        return found
+        self.val.require_shown("val")
+        return Objective(self.val, self.sites)
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ def _by_gradient(job: Job) -> Found:
         found = dict(zip(front, job.objective.confirm(edits, job.config.goal), strict=True))
         scores = [found.get(number) for number in range(len(points))]
         about = {**about, "confirmed": [one and one.to_json() for one in scores]}
-        about["proxy_rank_correlation"] = _rank_correlation(points, scores)
+        about["proxy_rank_correlation"] = _agreement(points, scores)
         _write_trace(job.trace, points, about)
     confirmed = [one and Scores(**one) for one in about["confirmed"]]
     # A price so dear that every strength is 0 leaves the base, which is no edit.
@@ -123,14 +113,11 @@ def _by_gradient(job: Job) -> Found:
 
 def _traced(job: Job) -> tuple[list[Point], dict[str, Any]]:
     config = job.config.gradient
-    target, neutral = (_first(job.train[side], config.prompts) for side in ("target", "neutral"))
-    tokens = first_tokens(job.model, target, neutral, config.tokens, job.evaluation.batch_size)
+    tokens = first_tokens(job.train, config.tokens)
     _tell(job, tokens)
-    proxy = Proxy(
-        job.model, job.sites, target, neutral, job.evaluation, config.temperature, _scored_tokens(job, tokens)
-    )
+    proxy = Proxy(job.train, job.sites, config.temperature, _scored_tokens(job, tokens))
     competing = families(job.source, job.config.space, job.affine, job.sites)
-    search = GradientSearch(proxy, job.config.goal, config, job.seed, job.say)
+    search = GradientSearch(proxy, job.config.goal, config, job.seed, job.say, lambda found: _on_val(job, found))
     points = search.run(competing, job.track)
     if not points:
         raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
@@ -163,8 +150,8 @@ def proxy_front(points: Sequence[Point], goal: Goal) -> list[int]:
     ]
 
 
-def _first(questions: Questions, n: int) -> Questions:
-    return Questions(questions.prompts[:n], questions.rows[:n])
+def _on_val(job: Job, parameters: Mapping[str, Any]) -> float:
+    return job.objective.shortfall(job.source.build(parameters), job.config.goal)
 
 
 def _scored_tokens(job: Job, tokens: FirstTokens) -> Tensor | None:
@@ -187,13 +174,21 @@ def _tell(job: Job, tokens: FirstTokens) -> None:
         job.say("warning: target and neutral prompts can hardly be told apart by what the model says first")
 
 
-def _rank_correlation(points: Sequence[Point], scores: Sequence[Scores | None]) -> float | None:
-    """Spearman's, of proxy and generated behaviour rate over the points that were confirmed; None where there is none
-    to speak of (fewer than three, or all the same).
+def _agreement(points: Sequence[Point], scores: Sequence[Scores | None]) -> dict[str, float | None]:
+    """Spearman's rank correlation of proxy and generated behaviour rate: on the train prompts of every point, that both
+    were asked, and from train to val over the points that were confirmed.
     """
+    confirmed = [(p.proxy_rate, s.behaviour_rate) for p, s in zip(points, scores, strict=True) if s is not None]
+    return {
+        "train": _rank_correlation([(point.proxy_rate, point.said.behaviour_rate) for point in points]),
+        "val": _rank_correlation(confirmed),
+    }
+
+
+def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """None where there is none to speak of: fewer than three pairs, or one side all the same."""
     from scipy.stats import spearmanr
 
-    pairs = [(p.proxy_rate, s.behaviour_rate) for p, s in zip(points, scores, strict=True) if s is not None]
     if len(pairs) < 3 or any(len({pair[side] for pair in pairs}) == 1 for side in (0, 1)):
         return None
     proxies, rates = zip(*pairs, strict=True)

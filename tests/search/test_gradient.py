@@ -12,13 +12,14 @@ from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.edits.edit import EditConfig
 from iconoclast_tl.edits.hooks import Rows, preview
 from iconoclast_tl.edits.updates import Updates
+from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import WRITERS, Component, hf_sites
 from iconoclast_tl.search.config import GradientConfig
 from iconoclast_tl.search.families import Family, Source, families
-from iconoclast_tl.search.gradient import GradientSearch, first_layer
+from iconoclast_tl.search.gradient import GradientSearch, last_near_least
 from iconoclast_tl.search.objective import Goal
 from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.space import KernelSpace
@@ -40,7 +41,12 @@ def proxy(llama: LoadedModel, rows: list[list[int]]) -> Proxy:
     target, neutral = questions(rows[:4]), questions(rows[4:])
     said = respond(llama, {"target": target}, EvaluationConfig(max_new_tokens=6))["target"]
     config = EvaluationConfig(markers=(said[0].text.split()[1],), max_new_tokens=6, kl_tokens=4)
-    return Proxy(llama, hf_sites(llama.hf), target, neutral, config, temperature=1.0)
+    return make_proxy(llama, target, neutral, config)
+
+
+def make_proxy(model: LoadedModel, target: Questions, neutral: Questions, config: EvaluationConfig) -> Proxy:
+    base = Baseline(model, {"target": target, "neutral": neutral}, config)
+    return Proxy(base, hf_sites(model.hf), temperature=1.0)
 
 
 def all_families(source: Source, llama: LoadedModel) -> list[Family]:
@@ -70,12 +76,13 @@ def test_the_behaviour_goes_where_it_was_asked_to(
 def test_strengths_keep_within_their_bounds(
     llama: LoadedModel, proxy: Proxy, source: Source, goal: Goal, sign: int
 ) -> None:
-    config = CONFIG.model_copy(update={"learning_rate": 3.0, "bound": 1.5})
+    config = CONFIG.model_copy(update={"learning_rate": 3.0, "bound": 1.5, "prices": (0.1, 0.001, 3)})
+    largest = 0.0
     for point in GradientSearch(proxy, goal, config, seed=0).run(all_families(source, llama)):
         strengths = torch.tensor([point.parameters["strengths"][name] for name in WRITERS])
         assert bool((strengths * sign >= 0).all())
-        assert float(strengths.abs().max()) <= 1.5
-    assert float(strengths.abs().max()) == 1.5  # it did run into them
+        largest = max(largest, float(strengths.abs().max()))
+    assert largest == 1.5  # it did run into them, and no further
 
 
 def test_what_the_search_scored_is_what_the_edit_does(llama: LoadedModel, proxy: Proxy, source: Source) -> None:
@@ -93,7 +100,7 @@ def test_a_search_is_a_function_of_its_seed(llama: LoadedModel, rows: list[list[
         target, neutral = questions(rows[:4]), questions(rows[4:])
         said = respond(llama, {"target": target}, EvaluationConfig(max_new_tokens=6))["target"]
         config = EvaluationConfig(markers=(said[0].text.split()[1],), max_new_tokens=6, kl_tokens=4)
-        fresh = Proxy(llama, hf_sites(llama.hf), target, neutral, config, temperature=1.0)
+        fresh = make_proxy(llama, target, neutral, config)
         search = GradientSearch(fresh, "suppress", CONFIG, seed)
         return [point.parameters for point in search.run(all_families(source, llama))]
 
@@ -118,11 +125,13 @@ def test_a_model_that_never_shows_the_behaviour_is_told_with_its_rate(
 ) -> None:
     target: Questions = questions(rows[:4])
     config = EvaluationConfig(markers=("never said",), max_new_tokens=6, kl_tokens=4)
-    with pytest.raises(UserError, match="never shows the behaviour: got 0 of 4 target prompts"):
-        Proxy(llama, hf_sites(llama.hf), target, questions(rows[4:]), config, temperature=1.0)
+    with pytest.raises(UserError, match="never shows the behaviour: got 0 of 4 train target prompts"):
+        make_proxy(llama, target, questions(rows[4:]), config)
 
 
-def test_layers_below_the_first_that_matters_are_left_out() -> None:
-    assert first_layer(torch.tensor([0.0, 0.01, 0.5, 1.0])) == 2
-    assert first_layer(torch.tensor([1.0, 0.0, 0.0])) == 0
-    assert first_layer(torch.zeros(3)) == 0  # nothing is known: run everything
+def test_layers_are_left_out_as_long_as_the_gain_stays() -> None:
+    assert last_near_least([1.0, 1.02, 1.04, 2.0], 6.0, 0.01) == 2
+    assert last_near_least([1.2, 1.0, 1.1], 2.0, 0.01) == 1
+    assert last_near_least([1.0, 1.2, 1.03, float("nan")], 6.0, 0.01) == 2
+    assert last_near_least([2.0, 2.0, 2.1], 2.0, 0.01) == 0  # an edit that gains nothing tells nothing
+    assert last_near_least([float("nan"), float("inf")], 2.0, 0.01) == 0

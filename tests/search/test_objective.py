@@ -6,6 +6,7 @@ import pytest
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
+from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
 from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
 from iconoclast_tl.models.loading import LoadedModel
@@ -28,6 +29,11 @@ def asked(llama: LoadedModel, rows: list[list[int]]) -> tuple[Questions, Questio
     return target, neutral, EvaluationConfig(markers=tuple(words), max_new_tokens=8, kl_tokens=4, batch_size=5)
 
 
+def objective_of(model: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]) -> Objective:
+    target, neutral, config = asked
+    return Objective(Baseline(model, {"target": target, "neutral": neutral}, config), hf_sites(model.hf))
+
+
 def alone(model: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig], edit: Edit) -> Scores:
     """The slow way: every response whole, every prompt generated, one edit at a time."""
     target, neutral, config = asked
@@ -44,7 +50,7 @@ def test_scores_in_one_batch_are_those_of_each_edit_alone(
     llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
     edits = [scaled(random_edit(seed=seed), factor) for seed, factor in ((0, 1.0), (0, 0.01), (1, 1.5), (2, -1.0))]
-    objective = Objective(llama, hf_sites(llama.hf), *asked)
+    objective = objective_of(llama, asked)
     found = objective(edits)
     for edit, scores in zip(edits, found, strict=True):
         expected = alone(llama, asked, edit)
@@ -58,7 +64,7 @@ def test_scores_in_one_batch_are_those_of_each_edit_alone(
 def test_the_base_scores_as_an_edit_without_strength(
     llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
-    objective = Objective(llama, hf_sites(llama.hf), *asked)
+    objective = objective_of(llama, asked)
     (scores,) = objective([scaled(random_edit(), 0.0)])
     assert scores == objective.base_scores
     assert scores.behaviour_rate > 0
@@ -67,7 +73,7 @@ def test_the_base_scores_as_an_edit_without_strength(
 def test_only_points_that_are_clearly_beaten_are_dropped(
     llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
-    objective = Objective(llama, hf_sites(llama.hf), *asked)
+    objective = objective_of(llama, asked)
     edits = [scaled(random_edit(), factor) for factor in (1.0, 0.0)]
     # Four prompts tell nothing apart: both stay, and both are scored as ever.
     assert objective.confirm(edits, "suppress") == objective(edits)

@@ -11,6 +11,7 @@ at every position of the base's response, greedy decoding says the same again, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from iconoclast_tl.edits.hooks import Rows
 from iconoclast_tl.evaluation.generation import Response
-from iconoclast_tl.evaluation.teacher_forcing import Forced, entered, force, forced_logits
+from iconoclast_tl.evaluation.teacher_forcing import entered, force, forced_logits
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.prompts.chat import Tokens
@@ -41,7 +42,7 @@ class Moved:
 
     divergences: tuple[Divergence, ...]
     unchanged: Bool[Tensor, "candidate n"]
-    """Where the whole response stays what the base says (always false where only its start was laid out)."""
+    """Where the whole response stays what the base says."""
 
 
 class BaseContinuations:
@@ -57,36 +58,47 @@ class BaseContinuations:
         responses: Sequence[Response],
         k: int,
         batch_size: int,
-        whole: bool = False,
     ) -> None:
-        """Run the unedited `model` (no hooks may be on) over prompts `rows` and its own `responses`.
-
-        whole: lay out whole responses, so that `moved` can tell which of them stay.
-        """
-        self._model, self._k, self._batch_size, self._whole = model, k, batch_size, whole
+        """Run the unedited `model` (no hooks may be on) over prompts `rows` and its own `responses`."""
+        self._model, self._k, self._batch_size = model, k, batch_size
         longest = max(len(response.tokens) for response in responses)
-        length = max(longest, k) if whole else k
-        self._forced = force(rows, [response.tokens for response in responses], length, model.pad_id)
-        parts = torch.split(torch.arange(len(rows)), batch_size)
-        with torch.no_grad():
-            base = [forced_logits(model, self._forced.take(part))[:, :k].log_softmax(-1).cpu() for part in parts]
-        self._base: Float[Tensor, "n k vocab"] = torch.cat(base)
+        self._whole = force(rows, [response.tokens for response in responses], max(longest, k), model.pad_id)
+        self._forced = self._whole.beginning(k)
+        self._base: Float[Tensor, "n k vocab"] = torch.zeros(len(rows), k, 0)
+        for part in self._forced.by_length(batch_size):
+            with torch.no_grad():
+                found = forced_logits(model, self._forced.take(part)).log_softmax(-1).cpu()
+            if not self._base.numel():
+                self._base = found.new_zeros(len(rows), k, found.shape[-1])
+            self._base[part, : found.shape[1]] = found
+
+    @property
+    def first_log_probs(self) -> Float[Tensor, "n vocab"]:
+        """The base's, of the first token."""
+        return self._base[:, 0]
 
     def __len__(self) -> int:
         """Number of prompts."""
         return len(self._base)
 
-    def start_at(self, layer: int) -> None:
-        """Run only the layers from `layer` on from now on; no hooks may be on."""
-        self._forced = entered(self._model, self._forced, layer, self._batch_size)
+    def from_layer(self, layer: int) -> BaseContinuations:
+        """The same, run from `layer` on: for edits that leave the layers below alone. No hooks may be on.
+
+        Memory: n · pos · d_model values of the model's dtype, where it runs.
+        """
+        found = copy(self)
+        found._whole = entered(self._model, self._whole, layer, self._batch_size)
+        found._forced = found._whole.beginning(self._k)
+        return found
 
     def kl(self, rows: Int[Tensor, "n"], candidates: int = 1) -> Float[Tensor, "candidate n"]:
         """KL(base ‖ edited) of these prompts, averaged over their tokens; differentiable.
 
         The batch holds the prompts once for every candidate, candidate by candidate.
         """
-        kl = self._per_token(forced_logits(self._model, self._forced.take(rows, candidates)), rows)
-        real = self._forced.real[rows, : self._k].to(kl)
+        forced = self._forced.take(rows, candidates)
+        kl = self._per_token(forced_logits(self._model, forced), rows)
+        real = forced.real[: len(rows)].to(kl)
         return (kl * real).sum(-1) / real.sum(-1)
 
     def divergence(self, track: Track = silent) -> Divergence:
@@ -99,27 +111,22 @@ class BaseContinuations:
         n = len(self)
         first, sequence = torch.zeros(candidates, n), torch.zeros(candidates, n)
         unchanged = torch.zeros(candidates, n, dtype=torch.bool)
-        parts = torch.split(torch.arange(n), max(self._batch_size // candidates, 1))
+        parts = self._whole.by_length(max(self._batch_size // candidates, 1))
         for part in track(parts, "divergence", len(parts)):
-            forced = self._forced.take(part, candidates)
+            forced = self._whole.take(part, candidates)
             assigned.candidates = torch.arange(candidates).repeat_interleave(len(part)) if candidates > 1 else None
             logits = forced_logits(self._model, forced)
             kl = self._per_token(logits, part).cpu()
-            real = self._forced.real[part, : self._k].float()
+            real = forced.real[: len(part), : self._k].float()
             first[:, part], sequence[:, part] = kl[..., 0], (kl * real).sum(-1) / real.sum(-1)
-            if self._whole:
-                unchanged[:, part] = self._stays(logits, forced, candidates)
+            unchanged[:, part] = forced.repeated_by(logits).reshape(candidates, -1)
         means = zip(first.mean(1).tolist(), sequence.mean(1).tolist(), strict=True)
         return Moved(tuple(Divergence(at_first, along, n, self._k) for at_first, along in means), unchanged)
 
     def _per_token(self, logits: Tensor, rows: Tensor) -> Float[Tensor, "candidate n k"]:
         kept = logits[:, : self._k].log_softmax(-1)
         edited = kept.reshape(-1, len(rows), *kept.shape[1:])
-        return kl_divergence(self._base[rows].to(edited).expand_as(edited), edited)
-
-    def _stays(self, logits: Tensor, forced: Forced, candidates: int) -> Bool[Tensor, "candidate n"]:
-        agrees = (logits.argmax(-1).cpu() == forced.tokens) | ~forced.real
-        return agrees.all(-1).reshape(candidates, -1)
+        return kl_divergence(self._base[rows, : kept.shape[1]].to(edited).expand_as(edited), edited)
 
 
 def kl_divergence(
