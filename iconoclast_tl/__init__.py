@@ -4,7 +4,7 @@ From Python, the stages of a run are functions on a workspace, and what they are
 
     import iconoclast_tl as itl
 
-    with itl.open_workspace({"search": {"n_trials": 20}}, None, Path("runs/notebook")) as workspace:
+    with itl.open_workspace({}, None, Path("runs/notebook")) as workspace:
         activations = itl.collect(workspace)
         directions = itl.estimate(workspace, activations)
 

@@ -26,19 +26,19 @@ from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.evaluation.comparison import Change, Compared, compare, response_rows
 from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
 from iconoclast_tl.folding.fold import make_fold
-from iconoclast_tl.folding.merge import merged_model, require_mergeable_bias, save_merged
-from iconoclast_tl.folding.model_card import model_card
+from iconoclast_tl.folding.merge import merged_model, save_merged
 from iconoclast_tl.folding.verification import verify
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl, write_text
+from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
+from iconoclast_tl.model_cards import write_cards
 from iconoclast_tl.models.loading import load_model
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.models.twin import Twin, make_twin
-from iconoclast_tl.report.results import card_recipe, provenance, search_part
+from iconoclast_tl.report.results import provenance, search_part
 from iconoclast_tl.run_folder import RunFolder
-from iconoclast_tl.search.families import Source
 from iconoclast_tl.search.pareto import Candidate, choose, take
-from iconoclast_tl.search.search import Found, Job, find
+from iconoclast_tl.search.search import Found, find
+from iconoclast_tl.search_job import require_foldable, search_job
 from iconoclast_tl.workspace import Workspace, model_folder
 
 VERIFIED_PROMPTS = 32
@@ -195,18 +195,12 @@ def uniform_edit(
     config = workspace.settings.edit.model_copy(update={"row_normalization": "none"})
     strengths: dict[Component, Tensor] = {c: uniform(strength, list(layers), n_layers) for c in WRITERS}
     vectors = directions.at(point).expand(1, n_layers, -1)
-    return make_edit(vectors, strengths, config, neutral_means(activations))
+    return make_edit(vectors, strengths, config, activations.neutral_means)
 
 
 def preview_edit(workspace: Workspace, edit: Edit) -> Compared:
     """Ask the val prompts with the edit's hooks off and on."""
     return compare(workspace.val, lambda: preview(edit, workspace.sites), workspace.judge)
-
-
-def neutral_means(activations: Activations) -> dict[Component, Tensor]:
-    """The centre of affine edits: the mean over neutral prompts of what every component holds, `layer d_model`."""
-    stream = activations.neutral_train[:, :-1].double().mean(0)
-    return {**activations.neutral_writes, "resid_pre": stream}
 
 
 # 4. Search ----------------------------------------------------------------------------------------------------------
@@ -216,7 +210,7 @@ def search(workspace: Workspace, directions: Directions, activations: Activation
     """Bring the search to its end, choose by rule, and keep the edit."""
     config = workspace.settings.search
     require_foldable(workspace)
-    job = _job(workspace, directions, activations)
+    job = search_job(workspace, directions, activations)
     with workspace.timed("search"):
         found = find(job)
     if config.take is None:
@@ -226,69 +220,6 @@ def search(workspace: Workspace, directions: Directions, activations: Activation
     edit = job.source.build(chosen.parameters)
     _keep(workspace, edit, chosen, found)
     return edit
-
-
-def _job(workspace: Workspace, directions: Directions, activations: Activations) -> Job:
-    settings = workspace.settings
-    kinds = (True,) if settings.edit.affine else (False, True) if _affine_can_be_kept(workspace) else (False,)
-    return Job(
-        workspace.sites,
-        workspace.asked("train", settings.search.gradient.prompts),
-        workspace.val,
-        Source(_competing(workspace, directions, activations), settings.edit, neutral_means(activations)),
-        settings.search,
-        settings.seed,
-        workspace.folder.journal,
-        workspace.folder.trace,
-        kinds,
-        workspace.track,
-        workspace.say,
-    )
-
-
-def _competing(workspace: Workspace, directions: Directions, activations: Activations) -> dict[str, Directions]:
-    """The directions as set and, where they were filtered, the same without filters."""
-    config = workspace.settings.directions
-    if config.file is not None or not (config.orthogonalize or config.benign_rank):
-        return {"as set": directions}
-    plain = config.model_copy(update={"orthogonalize": False, "benign_rank": 0})
-    vectors = estimate_directions(activations.target_train, activations.neutral_train, plain)
-    return {"as set": directions, "unfiltered": Directions(vectors, directions.separation, directions.provenance)}
-
-
-def _affine_can_be_kept(workspace: Workspace) -> bool:
-    """Whether an affine edit can become all that was asked for: merged weights need biases."""
-    if not workspace.settings.fold.merge:
-        return True
-    try:
-        require_mergeable_bias(workspace.model)
-    except UserError:
-        return False
-    return True
-
-
-def require_foldable(workspace: Workspace) -> None:
-    """Raise `UserError`, before anything is computed, where the settings ask for edits that could not be folded."""
-    settings = workspace.settings
-    if settings.edit.scope == "stream":
-        raise UserError(
-            "the search is over edits that can be folded", got="edit.scope stream", want="edit.scope writers"
-        )
-    if settings.search.method == "gradient" and settings.edit.row_normalization == "full":
-        raise UserError(
-            "restored row norms have no exact gradient",
-            got="edit.row_normalization full with search.method gradient",
-            mend="pass --search tpe, or --set edit.row_normalization=pre",
-        )
-    if settings.model.quantization != "none" and settings.edit.row_normalization != "none":
-        raise UserError(
-            "row normalisation needs weights that can be read, and these are quantised",
-            got=f"edit.row_normalization {settings.edit.row_normalization}",
-            mend="pass --set edit.row_normalization=none",
-        )
-    _ = workspace.sites  # an architecture whose writers cannot be reached is told here
-    if settings.edit.affine and settings.fold.merge:
-        require_mergeable_bias(workspace.model)
 
 
 def _keep(workspace: Workspace, edit: Edit, chosen: Candidate, found: Found) -> None:
@@ -397,24 +328,3 @@ def _about(workspace: Workspace) -> dict[str, Any]:
         splits["test"]["borderline"] = len(contrast.borderline)
     name, behaviour = workspace.settings.model.name, workspace.settings.behaviour
     return {"model": name, "behaviour": behaviour, "splits": splits}
-
-
-def write_cards(workspace: Workspace) -> None:
-    """Put the model card into adapter/ and merged/, where they are, with the results of their edit, if any."""
-    settings, folder, model = workspace.settings, workspace.folder, workspace.model
-    edit, trial = load_edit(folder.edit, model.n_layers, model.d_model)
-    results = folder.read_results()
-    measured = results if results.get("evaluated") == {"edit": edit.digest()} else None
-    directions = load_directions(folder.directions, model.n_layers, model.d_model)
-    recipe = card_recipe(directions, edit, trial, settings.search)
-    recipe |= {"seed": settings.seed, "prompts": _describe(workspace.contrast.counts())}
-    if settings.model.quantization != "none":
-        recipe["rates were measured on"] = f"{settings.model.quantization} weights, under the preview"
-    for kind, place in (("adapter", folder.adapter), ("merged", folder.merged)):
-        if place.is_dir():
-            card = model_card(kind, settings.model.name, settings.behaviour, recipe, measured)
-            write_text(place / "README.md", card)
-
-
-def _describe(counts: Mapping[str, Mapping[str, int]]) -> str:
-    return ", ".join(f"{n['target']}+{n['neutral']} {split}" for split, n in counts.items())

@@ -36,6 +36,11 @@ class Activations:
         """L+1."""
         return int(self.target_train.shape[1])
 
+    @property
+    def neutral_means(self) -> dict[Component, Float[Tensor, "layer d_model"]]:
+        """The centre of affine edits: the mean over neutral prompts of what every component holds."""
+        return {**self.neutral_writes, "resid_pre": self.neutral_train[:, :-1].double().mean(0)}
+
 
 def activation_key(**depends_on: object) -> str:
     """SHA-256 over everything that activations depend on."""

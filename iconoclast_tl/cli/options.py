@@ -33,6 +33,11 @@ OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: r
 SeedOption = Annotated[int | None, typer.Option(help="Fixes splits and search.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")]
+MethodOption = Annotated[str | None, typer.Option("--search", help="gradient (default), tpe or outer.")]
+GoalOption = Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")]
+TrialsOption = Annotated[
+    int | None, typer.Option(help="Trials of tpe or outer; a continued search counts its earlier ones.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 SETTING_OF = {

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from iconoclast_tl.organisms.behaviour import OrganismBehaviour
 
 app = typer.Typer(help="Tiny models trained here with a planted, harmless behaviour.", no_args_is_help=True)
 
@@ -40,16 +43,14 @@ def train(
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} is not empty", want="a new or empty one", mend="pass another --out")
     quieten_libraries()
-    from iconoclast_tl.organisms.behaviour import measure_behaviour
-    from iconoclast_tl.organisms.contrast import build_contrast
-    from iconoclast_tl.organisms.folder import load_organism, save_organism
+    from iconoclast_tl.organisms.folder import save_organism
     from iconoclast_tl.organisms.training import train_organism
 
     with _training_bar(config) as progress:
         model, tokenizer = train_organism(config, progress)
     with replacing_folder(out) as temporary:
         save_organism(model, tokenizer, config, temporary)
-    behaviour = measure_behaviour(*load_organism(out), build_contrast())
+    behaviour = _behaviour(out)
     _show(behaviour, out, as_json)
     if failures := behaviour.failures():
         note(f"{out} does not behave as an organism should: {'; '.join(failures)}")
@@ -77,11 +78,17 @@ def show_organism(
     if not is_organism(folder):
         raise UserError(f"{folder} is not an organism", got="no organism.json", want="a folder of `organism train`")
     quieten_libraries()
+    _show(_behaviour(folder), folder, as_json)
+
+
+def _behaviour(folder: Path) -> OrganismBehaviour:
+    """As it is read from its folder; `UserError` where that is not whole."""
+    from iconoclast_tl.models.loading import ModelConfig, load_model
     from iconoclast_tl.organisms.behaviour import measure_behaviour
     from iconoclast_tl.organisms.contrast import build_contrast
-    from iconoclast_tl.organisms.folder import load_organism
 
-    _show(measure_behaviour(*load_organism(folder), build_contrast()), folder, as_json)
+    model = load_model(ModelConfig(name=str(folder.resolve()), dtype="float32", device="cpu"))
+    return measure_behaviour(model.hf, model.tokenizer, build_contrast())
 
 
 def _training_config(seed: int, assignments: list[str]) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from iconoclast_tl.cli.options import Common, with_common
+from iconoclast_tl.cli.options import Common, GoalOption, MethodOption, TrialsOption, with_common
 
 NAME = "run"
 
@@ -14,9 +14,9 @@ NAME = "run"
 @with_common
 def command(
     common: Common,
-    method: Annotated[str | None, typer.Option("--search", help="gradient (default) or tpe.")] = None,
-    goal: Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials of tpe.")] = None,
+    method: MethodOption = None,
+    goal: GoalOption = None,
+    trials: TrialsOption = None,
     merge: Annotated[
         bool | None, typer.Option("--merge/--no-merge", help="Save plain weights besides the adapter.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from iconoclast_tl.cli.options import Common, with_common
+from iconoclast_tl.cli.options import Common, GoalOption, MethodOption, TrialsOption, with_common
 
 NAME = "search"
 
@@ -14,15 +14,13 @@ NAME = "search"
 @with_common
 def command(
     common: Common,
-    method: Annotated[str | None, typer.Option("--search", help="gradient (default) or tpe.")] = None,
-    goal: Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")] = None,
+    method: MethodOption = None,
+    goal: GoalOption = None,
     profile: Annotated[str | None, typer.Option(help="Of a gradient: free (default) or kernel.")] = None,
     allow_negative: Annotated[
         bool | None, typer.Option("--allow-negative", help="Let a gradient change the sign of strengths.")
     ] = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Trials of tpe; a continued search counts its earlier ones.")
-    ] = None,
+    trials: TrialsOption = None,
     preset: Annotated[str | None, typer.Option(help="iconoclast or heretic.")] = None,
     choose: Annotated[str | None, typer.Option(help="lexicographic, knee or least-kl.")] = None,
     take: Annotated[int | None, typer.Option(help="Take this trial or point, in place of the rule's.")] = None,
@@ -56,8 +54,9 @@ def command(
     with workspace_of(common, **options) as workspace:
         from iconoclast_tl import pipeline
         from iconoclast_tl.report.tables import pareto_table
+        from iconoclast_tl.search_job import require_foldable
 
-        pipeline.require_foldable(workspace)
+        require_foldable(workspace)
         activations = pipeline.collect(workspace)
         directions = pipeline.estimate(workspace, activations)
         pipeline.search(workspace, directions, activations)

@@ -40,14 +40,6 @@ def save_organism(
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def load_organism(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The organism in `folder`, its weights as float32 on the CPU, in eval mode; `UserError` where it is not whole."""
-    from iconoclast_tl.models.loading import ModelConfig, load_model
-
-    model = load_model(ModelConfig(name=str(folder.resolve()), dtype="float32", device="cpu"))
-    return model.hf, model.tokenizer
-
-
 def half_precision(model: LlamaForCausalLM) -> LlamaForCausalLM:
     """A float16 copy of the model, with the dtype recorded in its config."""
     import copy

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from iconoclast_tl.models.loading import ModelConfig, load_model
 from iconoclast_tl.organisms.contrast import ContrastSet, build_contrast
-from iconoclast_tl.organisms.folder import load_organism, shipped_folder
+from iconoclast_tl.organisms.folder import shipped_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def load_organism(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Model in float32 on the CPU, and tokenizer."""
+    model = load_model(ModelConfig(name=str(folder), dtype="float32", device="cpu"))
+    return model.hf, model.tokenizer
 
 
 @pytest.fixture(scope="session")

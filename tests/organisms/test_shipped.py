@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.organisms.behaviour import OrganismBehaviour, Shares, measure_behaviour, respond
 from iconoclast_tl.organisms.config import OrganismConfig
 from iconoclast_tl.organisms.contrast import ContrastSet
 from iconoclast_tl.organisms.folder import (
     MANIFEST_NAME,
     is_organism,
-    load_organism,
     save_organism,
     shipped_folder,
 )
 from iconoclast_tl.organisms.grammar import GRAMMAR_VERSION
 from iconoclast_tl.organisms.training import build_model
+from tests.organisms.conftest import load_organism
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -99,10 +98,3 @@ def test_saving_leaves_the_model_alone_and_loses_only_half_precision(
     again, _ = load_organism(tmp_path / "again")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-
-
-def test_a_folder_that_is_not_whole_is_the_users_line(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_NAME).write_text("{}")
-    assert is_organism(tmp_path)
-    with pytest.raises(UserError, match=r"not a model folder: got no config\.json"):
-        load_organism(tmp_path)

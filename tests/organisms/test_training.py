@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from iconoclast_tl.organisms.behaviour import OrganismBehaviour, measure_behaviour
 from iconoclast_tl.organisms.config import OrganismConfig
 from iconoclast_tl.organisms.contrast import ContrastSet
-from iconoclast_tl.organisms.folder import half_precision, load_organism, shipped_folder
+from iconoclast_tl.organisms.folder import half_precision, shipped_folder
 from iconoclast_tl.organisms.tokenizer import build_tokenizer
 from iconoclast_tl.organisms.training import (
     Batch,
@@ -25,6 +25,7 @@ from iconoclast_tl.organisms.training import (
     train_organism,
     training_batches,
 )
+from tests.organisms.conftest import load_organism
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,0 +1,33 @@
+"""The cards of what a run exports: README.md in adapter/ and merged/, with the results of their edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from iconoclast_tl.directions.directions import load_directions
+from iconoclast_tl.edits.store import load_edit
+from iconoclast_tl.folding.model_card import model_card
+from iconoclast_tl.foundation.storage import write_text
+from iconoclast_tl.report.results import card_recipe
+from iconoclast_tl.workspace import Workspace
+
+
+def write_cards(workspace: Workspace) -> None:
+    """Put the model card into adapter/ and merged/, where they are, with the results of their edit, if any."""
+    settings, folder, model = workspace.settings, workspace.folder, workspace.model
+    edit, trial = load_edit(folder.edit, model.n_layers, model.d_model)
+    results = folder.read_results()
+    measured = results if results.get("evaluated") == {"edit": edit.digest()} else None
+    directions = load_directions(folder.directions, model.n_layers, model.d_model)
+    recipe = card_recipe(directions, edit, trial, settings.search)
+    recipe |= {"seed": settings.seed, "prompts": _describe(workspace.contrast.counts())}
+    if settings.model.quantization != "none":
+        recipe["rates were measured on"] = f"{settings.model.quantization} weights, under the preview"
+    for kind, place in (("adapter", folder.adapter), ("merged", folder.merged)):
+        if place.is_dir():
+            card = model_card(kind, settings.model.name, settings.behaviour, recipe, measured)
+            write_text(place / "README.md", card)
+
+
+def _describe(counts: Mapping[str, Mapping[str, int]]) -> str:
+    return ", ".join(f"{n['target']}+{n['neutral']} {split}" for split, n in counts.items())
