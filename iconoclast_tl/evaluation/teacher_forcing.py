@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from iconoclast_tl.models.batching import Room
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.resumption import Entering, entering, starting_at
 from iconoclast_tl.prompts.chat import TokenBatch, Tokens
@@ -49,9 +50,10 @@ class Forced:
         kept = self.entering and Entering(self.entering.layer, self.entering.states[:, :width])
         return Forced(part, self.tokens[:, :k], self.real[:, :k], kept)
 
-    def by_length(self, n: int) -> list[Int[Tensor, "part"]]:
-        """The rows in parts of at most n, short continuations first, so that `take` leaves out the most."""
-        return list(torch.split(self.real.sum(-1).argsort(stable=True), n))
+    @property
+    def by_length(self) -> Int[Tensor, "batch"]:
+        """The rows, short continuations first: of parts in this order `take` leaves out the most."""
+        return self.real.sum(-1).argsort(stable=True)
 
     def _width(self, k: int) -> int:
         """The columns that k tokens need."""
@@ -82,11 +84,11 @@ def entered(model: LoadedModel, forced: Forced, layer: int, batch_size: int) -> 
     """The same, to be run from `layer` on; no hooks may be on. Keeps n · pos · d_model values of the model's dtype."""
     if layer == 0:
         return forced
-    parts = torch.split(torch.arange(len(forced.tokens)), batch_size)
-    found = [
-        entering(model, TokenBatch((), forced.batch.input_ids[rows], forced.batch.attention_mask[rows]), layer)
-        for rows in parts
-    ]
+
+    def enter(rows: Tensor) -> Entering:
+        return entering(model, TokenBatch((), forced.batch.input_ids[rows], forced.batch.attention_mask[rows]), layer)
+
+    found = Room(batch_size).over(torch.arange(len(forced.tokens)), enter)
     return replace(forced, entering=Entering(layer, torch.cat([one.states for one in found])))
 
 
@@ -100,9 +102,12 @@ def repeated(
     """
     forced = force(rows, responses, max(len(response) for response in responses), model.pad_id)
     found = torch.zeros(len(rows), dtype=torch.bool)
-    for part in forced.by_length(batch_size):
+
+    def check(part: Tensor) -> None:
         taken = forced.take(part)
         found[part] = taken.repeated_by(forced_logits(model, taken))
+
+    Room(batch_size).over(forced.by_length, check)
     return found
 
 

@@ -17,9 +17,10 @@ from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.folding.adapter import loaded_adapter
 from iconoclast_tl.folding.fold import Fold
+from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import hf_sites
-from iconoclast_tl.prompts.chat import Tokens, batches_by_length
+from iconoclast_tl.prompts.chat import TokenBatch, Tokens
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def verify(
     pairs = ("adapter", "merged", "base")
     found: dict[str, list[float]] = {name: [] for name in (*pairs, "scale")}
     reloaded = _reload(model, merged) if merged is not None else None
-    for batch in batches_by_length(rows, model.pad_id, batch_size):
+
+    def compare(batch: TokenBatch) -> None:
         inputs, real = model.inputs(batch), batch.attention_mask.bool()
         with preview(edit, hf_sites(model.hf)):
             expected = _logits(model.hf, inputs, real)
@@ -95,6 +97,8 @@ def verify(
             found["adapter"].append(_difference(expected, _logits(wrapped, inputs, real)))
         if reloaded is not None:
             found["merged"].append(_difference(expected, _logits(reloaded, inputs, real)))
+
+    over_batches(compare, rows, model.pad_id, batch_size)
     # Not max(): it would pass over a NaN, and a comparison that gave NaN is no agreement.
     largest = {name: float(torch.tensor(values).max()) for name, values in found.items() if values}
     tolerance = fidelity_tolerance(model.hf.dtype, largest["scale"], largest["base"])

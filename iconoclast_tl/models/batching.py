@@ -1,13 +1,54 @@
-"""Work through token rows in batches, halving a batch where memory runs out."""
+"""Work through rows in batches, halving them where memory runs out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.prompts.chat import TokenBatch, Tokens, batches_by_length
+from iconoclast_tl.prompts.chat import TokenBatch, Tokens, left_pad
+
+log = logging.getLogger(__name__)
+Part = TypeVar("Part", Sequence[int], Tensor)
+Result = TypeVar("Result")
+
+
+class Room:
+    """How many rows are worked on at once. Where memory runs out it becomes half, says so, and stays so."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def over(
+        self, items: Part, work: Callable[[Part], Result], track: Track = silent, description: str = ""
+    ) -> list[Result]:
+        """Call `work` on parts of `items` in order. It must be repeatable for a part at which memory ran out.
+
+        Raises `torch.OutOfMemoryError` where a single row does not fit.
+        """
+        return list(track(self._results(items, work), description, -(-len(items) // self.rows)))
+
+    def _results(self, items: Part, work: Callable[[Part], Result]) -> Iterator[Result]:
+        start = 0
+        while start < len(items):
+            part = items[start : start + self.rows]
+            try:
+                result = work(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+            else:
+                start += len(part)
+                yield result
+                continue
+            # Only here, with the exception gone, is the memory free that its frames held.
+            torch.cuda.empty_cache()
+            self.rows = -(-len(part) // 2)
+            log.warning("out of memory with %d rows at once; going on with %d", len(part), self.rows)
 
 
 def over_batches(
@@ -18,20 +59,8 @@ def over_batches(
     track: Track = silent,
     description: str = "",
 ) -> None:
-    """Call `work` on batches by length; where memory runs out, halve the batch and go on.
-
-    `work` must be repeatable for a batch at which it failed.
-    """
-    whole = list(batches_by_length(rows, pad_id, batch_size))
-    for batch in track(whole, description, len(whole)):
-        pending = [batch.rows]
-        while pending:
-            where = pending.pop(0)
-            (part,) = batches_by_length([rows[i] for i in where], pad_id, len(where))
-            try:
-                work(TokenBatch(tuple(where[i] for i in part.rows), part.input_ids, part.attention_mask))
-            except torch.OutOfMemoryError:
-                if len(where) == 1:
-                    raise
-                torch.cuda.empty_cache()
-                pending[:0] = [where[: len(where) // 2], where[len(where) // 2 :]]
+    """Call `work` on left-padded batches of rows of similar length, longest first; see `Room.over`."""
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    Room(batch_size).over(
+        order, lambda where: work(left_pad([rows[row] for row in where], pad_id, where)), track, description
+    )

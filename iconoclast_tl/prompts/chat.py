@@ -7,7 +7,7 @@ the tokenizer's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +101,6 @@ def left_pad(rows: Sequence[Tokens], pad_id: int, where: Sequence[int] | None = 
     ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
     return TokenBatch(tuple(where if where is not None else range(len(rows))), ids, mask)
-
-
-def batches_by_length(rows: Sequence[Tokens], pad_id: int, batch_size: int) -> Iterator[TokenBatch]:
-    """Yield left-padded batches of rows of similar length, longest first (so that memory runs out at once or never)."""
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    for start in range(0, len(order), batch_size):
-        where = order[start : start + batch_size]
-        yield left_pad([rows[index] for index in where], pad_id, where)
 
 
 def require_context(rows: Sequence[Tokens], new_tokens: int, context_length: int | None) -> None:

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from iconoclast_tl.evaluation.generation import generate
-from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import TokenBatch
 
 
 def greedy(model: LoadedModel, row: list[int], budget: int) -> tuple[int, ...]:
@@ -78,23 +76,3 @@ def test_such_a_setting_would_have_changed_the_text(llama: LoadedModel, rows: li
     llama.hf.generation_config.repetition_penalty = 3.0
     plain = llama.hf.generate(torch.tensor([rows[0]]), max_new_tokens=8, do_sample=False)[0, len(rows[0]) :]
     assert tuple(plain.tolist()) != expected[0]  # with the model's own repetition penalty the text is another
-
-
-def test_a_batch_that_does_not_fit_is_halved(rows: list[list[int]]) -> None:
-    seen: list[int] = []
-
-    def work(batch: TokenBatch) -> None:
-        if len(batch.rows) > 2:
-            raise torch.OutOfMemoryError("too many")
-        for where, ids, mask in zip(batch.rows, batch.input_ids, batch.attention_mask, strict=True):
-            assert ids[mask.bool()].tolist() == rows[where]
-            seen.append(where)
-
-    over_batches(work, rows, 0, 5)
-    assert sorted(seen) == list(range(len(rows)))
-
-    def never(batch: TokenBatch) -> None:
-        raise torch.OutOfMemoryError("one is too many")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        over_batches(never, rows, 0, 5)

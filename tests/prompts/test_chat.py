@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.prompts.chat import ChatFormat, batches_by_length, left_pad, require_context
+from iconoclast_tl.prompts.chat import ChatFormat, left_pad, require_context
 from iconoclast_tl.prompts.prompt import Prompt
 
 WITH_SYSTEM = (
@@ -115,19 +115,6 @@ def test_padding_is_on_the_left_and_positions_do_not_count_it(rows: list[list[in
         assert mask == [0] * width + [1] * len(row)
         assert positions[width:] == list(range(len(row)))
         assert not any(positions[:width])
-
-
-@settings(max_examples=60, deadline=None)
-@given(rows=ROWS, batch_size=st.integers(1, 5))
-def test_batches_hold_every_row_once_longest_first(rows: list[list[int]], batch_size: int) -> None:
-    batches = list(batches_by_length(rows, 0, batch_size))
-    assert sorted(index for batch in batches for index in batch.rows) == list(range(len(rows)))
-    lengths = [length for batch in batches for length in batch.attention_mask.sum(-1).tolist()]
-    assert lengths == sorted(map(len, rows), reverse=True)
-    assert max(len(batch.rows) for batch in batches) <= batch_size
-    for batch in batches:
-        for index, ids, mask in zip(batch.rows, batch.input_ids, batch.attention_mask, strict=True):
-            assert ids[mask.bool()].tolist() == rows[index]
 
 
 def test_a_prompt_that_does_not_fit_is_told_and_one_that_just_fits_is_not() -> None:

@@ -22,6 +22,7 @@ from iconoclast_tl.edits.hooks import Rows
 from iconoclast_tl.evaluation.generation import Response
 from iconoclast_tl.evaluation.teacher_forcing import entered, force, forced_logits
 from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.models.batching import Room
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.prompts.chat import Tokens
 
@@ -65,12 +66,15 @@ class BaseContinuations:
         self._whole = force(rows, [response.tokens for response in responses], max(longest, k), model.pad_id)
         self._forced = self._whole.beginning(k)
         self._base: Float[Tensor, "n k vocab"] = torch.zeros(len(rows), k, 0)
-        for part in self._forced.by_length(batch_size):
-            with torch.no_grad():
-                found = forced_logits(model, self._forced.take(part)).log_softmax(-1).cpu()
-            if not self._base.numel():
-                self._base = found.new_zeros(len(rows), k, found.shape[-1])
-            self._base[part, : found.shape[1]] = found
+        Room(batch_size).over(self._forced.by_length, self._keep)
+
+    @torch.no_grad()
+    def _keep(self, part: Tensor) -> None:
+        """Run the base on some rows and keep its log-probabilities."""
+        found = forced_logits(self._model, self._forced.take(part)).log_softmax(-1).cpu()
+        if not self._base.numel():
+            self._base = found.new_zeros(len(self), self._k, found.shape[-1])
+        self._base[part, : found.shape[1]] = found
 
     @property
     def first_log_probs(self) -> Float[Tensor, "n vocab"]:
@@ -111,8 +115,8 @@ class BaseContinuations:
         n = len(self)
         first, sequence = torch.zeros(candidates, n), torch.zeros(candidates, n)
         unchanged = torch.zeros(candidates, n, dtype=torch.bool)
-        parts = self._whole.by_length(max(self._batch_size // candidates, 1))
-        for part in track(parts, "divergence", len(parts)):
+
+        def measure(part: Tensor) -> None:
             forced = self._whole.take(part, candidates)
             assigned.candidates = torch.arange(candidates).repeat_interleave(len(part)) if candidates > 1 else None
             logits = forced_logits(self._model, forced)
@@ -120,6 +124,9 @@ class BaseContinuations:
             real = forced.real[: len(part), : self._k].float()
             first[:, part], sequence[:, part] = kl[..., 0], (kl * real).sum(-1) / real.sum(-1)
             unchanged[:, part] = forced.repeated_by(logits).reshape(candidates, -1)
+
+        room = Room(max(self._batch_size // candidates, 1))
+        room.over(self._whole.by_length, measure, track, "divergence")
         means = zip(first.mean(1).tolist(), sequence.mean(1).tolist(), strict=True)
         return Moved(tuple(Divergence(at_first, along, n, self._k) for at_first, along in means), unchanged)
 
