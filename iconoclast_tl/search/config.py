@@ -12,7 +12,7 @@ from iconoclast_tl.search.pareto import Rule
 from iconoclast_tl.search.space import KernelSpace
 
 Method = Literal["gradient", "tpe"]
-Profile = Literal["free", "kernel"]
+ProfileName = Literal["free", "kernel"]
 
 
 class GradientConfig(StageConfig):
@@ -34,7 +34,7 @@ class GradientConfig(StageConfig):
     """Weights of the KL, from strict to loose: first, last, how many (a geometric grid, walked from its middle to both
     ends). In units of one over the KL that a typical direction costs at strength 1 on this model, so that the same grid
     suits all."""
-    profile: Profile = "free"
+    profile: ProfileName = "free"
     """`free`: a strength for every site; `kernel`: four numbers a component."""
     smoothness: float = Field(0.0, ge=0)
     """Weight of the mean squared difference of neighbouring layers' strengths."""

@@ -8,7 +8,7 @@ An innocent response that turns up later lengthens the paths again. Cuts of a si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,24 @@ class Paths:
         """Cut what is known into trees. A prompt without any gets what most prompts have."""
         cut = [{self._cut(way) for way in ways} for ways in self._ways]
         shared = {path for paths in cut for path in paths if len(path) == 1}
-        common = max((path for paths in cut for path in paths), key=lambda path: sum(path in one for one in cut))
+        known = {path for paths in cut for path in paths}
+        common = max(known, key=lambda path: (sum(path in one for one in cut), path))  # ties: the same in every run
         leaves = [_prefix_free(paths | shared or {common}) for paths in cut]
         rows = [(prompt, row) for prompt, paths in enumerate(leaves) for row in _fed(paths)]
         return Layout(rows, leaves)
 
-    @property
-    def any(self) -> bool:
-        """Whether any prompt has shown the behaviour."""
-        return any(self._ways)
+    def to_json(self) -> dict[str, Any]:
+        """All that was noted, of innocent beginnings the longest."""
+        inner = {tokens[:-1] for tokens in self._innocent}
+        ways = [[list(way) for way in sorted(ways)] for ways in self._ways]
+        return {"ways": ways, "innocent": [list(tokens) for tokens in sorted(self._innocent - inner)]}
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Take note of what `to_json` gave, too."""
+        for prompt, ways in enumerate(content["ways"]):
+            self._ways[prompt] |= {tuple(way) for way in ways}
+        for tokens in content["innocent"]:
+            self.is_innocent(tokens)
 
     def _cut(self, way: Path) -> Path:
         lengths = range(1, len(way) + 1)

@@ -54,7 +54,7 @@ class Proxy:
         self._tokens, self._layer, self._temperature = tokens, 0, temperature
         self._continuations = base.continuations
         self._behaviour = base.config.behaviour()
-        self._paths = Paths(len(self.target.rows))
+        self.paths = Paths(len(self.target.rows))
         for response in base.responses["neutral"]:
             self._sort(None, response)
         for prompt, response in enumerate(base.responses["target"]):
@@ -99,7 +99,7 @@ class Proxy:
     def settle(self) -> None:
         """Lay out what is known by now; no hooks may be on."""
         if self._tokens is None:
-            self._layout = self._paths.layout()
+            self._layout = self.paths.layout()
         else:
             leaves: list[list[Path]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
             self._layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
@@ -112,8 +112,8 @@ class Proxy:
         """Take note of a response; whether it told anything new."""
         path = deciding_path(response.tokens, self._behaviour, self.base.model.tokenizer)
         if path is None:
-            return self._paths.is_innocent(response.tokens)
-        return prompt is not None and self._paths.shows(prompt, path)
+            return self.paths.is_innocent(response.tokens)
+        return prompt is not None and self.paths.shows(prompt, path)
 
 
 def _lanes(candidates: int, n: int) -> Tensor | None:

@@ -18,11 +18,13 @@ from iconoclast_tl.models.sites import HookedModule, Site
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source, families
 from iconoclast_tl.search.first_tokens import FirstTokens, first_tokens
-from iconoclast_tl.search.gradient import GradientSearch, Point, Say
+from iconoclast_tl.search.gradient import GradientSearch, Say
 from iconoclast_tl.search.objective import Goal, Objective, Scores
 from iconoclast_tl.search.pareto import Candidate
-from iconoclast_tl.search.proxy import Proxy, Said
+from iconoclast_tl.search.proxy import Proxy
+from iconoclast_tl.search.solver import Solver
 from iconoclast_tl.search.study import run_study
+from iconoclast_tl.search.trace import Point, Trace
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ def _by_tpe(job: Job) -> Found:
 
 
 def _by_gradient(job: Job) -> Found:
-    kept = _read_trace(job.trace)
-    points, about = kept if kept is not None else _traced(job)
-    if kept is None:
-        _write_trace(job.trace, points, about)
+    trace, about = _read_trace(job.trace)
+    if trace is None or not trace.done:
+        trace, about = _traced(job, trace)
+    points = trace.points
     if "confirmed" not in about:
         front = proxy_front(points, job.config.goal)
         edits = [job.source.build(points[number].parameters) for number in front]
@@ -93,7 +95,7 @@ def _by_gradient(job: Job) -> Found:
         scores = [found.get(number) for number in range(len(points))]
         about = {**about, "confirmed": [one and one.to_json() for one in scores]}
         about["proxy_rank_correlation"] = _agreement(points, scores)
-        _write_trace(job.trace, points, about)
+        _write_trace(job.trace, trace, about)
     confirmed = [one and Scores(**one) for one in about["confirmed"]]
     # A price so dear that every strength is 0 leaves the base, which is no edit.
     changing = [any(map(any, point.parameters["strengths"].values())) for point in points]
@@ -111,16 +113,12 @@ def _by_gradient(job: Job) -> Found:
     return Found(candidates, {**about, "points": [_shown(point) for point in points]})
 
 
-def _traced(job: Job) -> tuple[list[Point], dict[str, Any]]:
+def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
     config = job.config.gradient
     tokens = first_tokens(job.train, config.tokens)
     _tell(job, tokens)
     proxy = Proxy(job.train, job.sites, config.temperature, _scored_tokens(job, tokens))
     competing = families(job.source, job.config.space, job.affine, job.sites)
-    search = GradientSearch(proxy, job.config.goal, config, job.seed, job.say, lambda found: _on_val(job, found))
-    points = search.run(competing, job.track)
-    if not points:
-        raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
     about = {
         "method": "gradient",
         "goal": job.config.goal,
@@ -129,7 +127,16 @@ def _traced(job: Job) -> tuple[list[Point], dict[str, Any]]:
         "families": len(competing),
         "first_tokens": tokens.to_json(),
     }
-    return points, about
+    search = GradientSearch(
+        Solver(proxy, job.config.goal, config, job.seed),
+        job.say,
+        on_val=lambda parameters: job.objective.shortfall(job.source.build(parameters), job.config.goal),
+        keep=lambda trace: _write_trace(job.trace, trace, about),
+    )
+    trace = search.run(competing, kept, job.track)
+    if not trace.points:
+        raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
+    return trace, about
 
 
 def proxy_front(points: Sequence[Point], goal: Goal) -> list[int]:
@@ -148,10 +155,6 @@ def proxy_front(points: Sequence[Point], goal: Goal) -> list[int]:
             for o in points
         )
     ]
-
-
-def _on_val(job: Job, parameters: Mapping[str, Any]) -> float:
-    return job.objective.shortfall(job.source.build(parameters), job.config.goal)
 
 
 def _scored_tokens(job: Job, tokens: FirstTokens) -> Tensor | None:
@@ -201,20 +204,20 @@ def _shown(point: Point) -> dict[str, Any]:
         "proxy_behaviour_rate": point.proxy_rate,
         "proxy_kl": point.proxy_kl,
         "on_policy": asdict(point.said),
+        "val_missed": point.val_missed,
     }
 
 
-def _write_trace(path: Path, points: Sequence[Point], about: Mapping[str, Any]) -> None:
-    write_json(path, {"points": [asdict(point) for point in points], "about": dict(about)})
+def _write_trace(path: Path, trace: Trace, about: Mapping[str, Any]) -> None:
+    write_json(path, {"trace": trace.to_json(), "about": dict(about)})
 
 
-def _read_trace(path: Path) -> tuple[list[Point], dict[str, Any]] | None:
+def _read_trace(path: Path) -> tuple[Trace | None, dict[str, Any]]:
     if not path.is_file():
-        return None
+        return None, {}
     content = read_json(path)
     try:
-        points = [Point(**{**point, "said": Said(**point["said"])}) for point in content["points"]]
-        return points, content["about"]
+        return Trace.from_json(content["trace"]), content["about"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged", got=error, mend="remove it to search again, or pass another --out"

@@ -1,0 +1,54 @@
+"""The numbers that a gradient moves, and the strengths that they mean: the profiles `free` and `kernel`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iconoclast_tl.edits.profiles import kernel_strengths
+from iconoclast_tl.models.sites import WRITERS
+from iconoclast_tl.search.config import GradientConfig
+from iconoclast_tl.search.families import Strengths
+from iconoclast_tl.search.objective import Goal
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a gradient's numbers θ make strengths λ[component, layer], and where both may lie."""
+
+    config: GradientConfig
+    goal: Goal
+    n_layers: int
+
+    @property
+    def sign(self) -> float:
+        """Of strengths that serve the goal: 1 to suppress, −1 to strengthen."""
+        return 1.0 if self.goal == "suppress" else -1.0
+
+    def start(self, n: int) -> Float[Tensor, "n component numbers"]:
+        """Half strength everywhere; as a kernel, a peak of that height over all layers."""
+        half = 0.5 * self.sign
+        if self.config.profile == "free":
+            return torch.full((n, len(WRITERS), self.n_layers), half)
+        last = max(self.n_layers - 1, 1)
+        return torch.tensor([half, 0.6 * last, half, float(last)]).expand(n, len(WRITERS), 4).clone()
+
+    def strengths(self, theta: Float[Tensor, "n component numbers"], layer: int = 0) -> Strengths:
+        """λ; 0 below `layer`. Gradients reach θ."""
+        values = theta if self.config.profile == "free" else kernel_strengths(theta, self.n_layers)
+        return values * (torch.arange(self.n_layers) >= layer).to(values)
+
+    @torch.no_grad()
+    def clamp_(self, theta: Float[Tensor, "n component numbers"]) -> None:
+        """Bring θ back to where it may lie: strengths between 0 and the bound on the goal's side, or on both."""
+        bound, both = self.config.bound, self.config.allow_negative
+        low, high = (-bound if both or self.sign < 0 else 0.0), (bound if both or self.sign > 0 else 0.0)
+        if self.config.profile == "free":
+            theta.clamp_(low, high)
+            return
+        last = float(self.n_layers - 1)
+        for number, (least, most) in enumerate([(low, high), (0.0, last), (low, high), (1.0, max(last, 1.0))]):
+            theta[..., number].clamp_(least, most)

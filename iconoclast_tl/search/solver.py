@@ -1,0 +1,151 @@
+"""The inner problem of every search by gradient: the loss of strengths at a price of the KL, and Adam on it.
+
+    loss = softplus(log-odds of the behaviour + margin) + w · KL(base ‖ edited) + smoothness          (suppress)
+    loss = softplus(margin − log-odds of the behaviour) + …                                          (strengthen)
+
+Adam moves strengths through the preview's own hooks, the model frozen, many candidates in one batch. The two terms are
+differentiated one after the other, and each in parts where memory runs out: gradients add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from iconoclast_tl.edits.hooks import Rows, hooked
+from iconoclast_tl.models.batching import Room
+from iconoclast_tl.search.config import GradientConfig
+from iconoclast_tl.search.families import Family, Strengths, stack_families, with_strengths
+from iconoclast_tl.search.objective import Goal
+from iconoclast_tl.search.profile import Profile
+from iconoclast_tl.search.proxy import Proxy
+from iconoclast_tl.search.trace import Point
+
+Theta = Float[Tensor, "candidate component numbers"]
+Losses = Float[Tensor, "candidate"]
+Targets = Int[Tensor, "n"]
+Neutrals = Int[Tensor, "m"]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of some prompts under every candidate."""
+
+    odds: Float[Tensor, "candidate n"]
+    kl: Float[Tensor, "candidate m"]
+
+
+class Solver:
+    """A proxy, a goal and settings: losses, steps, and the points where steps end."""
+
+    def __init__(self, proxy: Proxy, goal: Goal, config: GradientConfig, seed: int) -> None:
+        self.proxy, self.goal, self.config = proxy, goal, config
+        self.profile = Profile(config, goal, proxy.base.model.n_layers)
+        self._seed, self._random = seed, torch.Generator().manual_seed(seed)
+        self._room = Room(config.batch_size)
+
+    def reseed(self, *numbers: int) -> None:
+        """Draw prompts from now on by (seed, numbers) alone, whatever was drawn before."""
+        self._random.manual_seed(derived_seed(self._seed, *numbers))
+
+    def draw(self, n: int) -> tuple[Targets, Neutrals]:
+        """n target and n neutral prompts, or as many as there are."""
+        sizes = (len(self.proxy.target.rows), len(self.proxy.neutral.rows))
+        targets, neutrals = (torch.randperm(size, generator=self._random)[:n].sort().values for size in sizes)
+        return targets, neutrals
+
+    @torch.no_grad()
+    def measure(
+        self, families: Sequence[Family], strengths: Strengths, targets: Targets, neutrals: Neutrals
+    ) -> Measures:
+        """Of many candidates, as many at once as the evaluation's batches have room for."""
+        proxy = self.proxy
+
+        def ask(part: Tensor) -> tuple[Tensor, Tensor]:
+            chosen = [families[c] for c in part.tolist()]
+            with hooked(stack_families(chosen, strengths[part]), proxy.sites) as assigned:
+                return proxy.log_odds(assigned, targets, len(part)), proxy.kl(assigned, neutrals, len(part))
+
+        room = Room(max(proxy.base.config.batch_size // max(len(targets), len(neutrals)), 1))
+        odds, kl = zip(*room.over(torch.arange(len(families)), ask), strict=True)
+        return Measures(torch.cat(odds), torch.cat(kl))
+
+    def loss(self, measures: Measures, price: float) -> Losses:
+        """Without the smoothness, which is no measure."""
+        return self._missed(measures.odds).mean(-1).float() + price * measures.kl.mean(-1)
+
+    def gradient(self, families: Sequence[Family], theta: Theta, price: float, layer: int) -> tuple[Losses, Theta]:
+        """The loss of every candidate on a batch of prompts that are drawn, and its gradient in θ."""
+        proxy, n = self.proxy, len(families)
+        targets, neutrals = self.draw(self.config.batch_size)
+        losses, gradient = torch.zeros(n), torch.zeros_like(theta)
+
+        def add(loss: Losses) -> None:
+            losses.add_(loss.detach())
+            (part,) = torch.autograd.grad(loss.sum(), theta)
+            gradient.add_(part)
+
+        def differentiate(prompts: Tensor, term: Callable[[Rows, Tensor], Float[Tensor, "candidate part"]]) -> None:
+            def work(part: Tensor) -> None:
+                with hooked(stack_families(families, self.profile.strengths(theta, layer)), proxy.sites) as assigned:
+                    loss = term(assigned, part).float().sum(-1).cpu() / len(prompts)
+                add(loss)
+
+            self._room.over(prompts, work)
+
+        differentiate(targets, lambda assigned, part: self._missed(proxy.log_odds(assigned, part, n)))
+        differentiate(neutrals, lambda assigned, part: price * proxy.kl(assigned, part, n))
+        if self.config.smoothness:
+            steps = self.profile.strengths(theta, layer).diff(dim=-1)
+            add(self.config.smoothness * steps.square().mean((1, 2)))
+        return losses, gradient
+
+    def descend(
+        self, families: Sequence[Family], theta: Theta, price: float, steps: int, layer: int = 0
+    ) -> tuple[Theta, Losses]:
+        """θ after some steps of Adam on every candidate by itself, and its recent losses.
+
+        Where no candidate's loss is finite it ends at once.
+        """
+        theta, recent = theta.clone().requires_grad_(), torch.full((len(families),), math.nan)
+        optimizer = torch.optim.Adam([theta], lr=self.config.learning_rate)
+        for step in range(steps):
+            losses, theta.grad = self.gradient(families, theta, price, layer)
+            recent = (recent + losses) / 2 if step else losses
+            if not bool(recent.isfinite().any()):
+                break
+            optimizer.step()
+            self.profile.clamp_(theta)
+        return theta.detach(), recent
+
+    @torch.no_grad()
+    def point(self, family: Family, theta: Theta, price: float, layer: int = 0) -> Point:
+        """Ask the model under this edit what it now says, learn from it, and score it on all prompts."""
+        proxy, strengths = self.proxy, self.profile.strengths(theta, layer)
+        with hooked(stack_families([family], strengths), proxy.sites) as assigned:
+            said = proxy.refresh(assigned)
+        if said.learned:
+            proxy.settle()
+        everything = (torch.arange(len(questions.rows)) for questions in (proxy.target, proxy.neutral))
+        measured = self.measure([family], strengths, *everything)
+        rate, kl = float(measured.odds.sigmoid().mean()), float(measured.kl.mean())
+        return Point(with_strengths(family, strengths[0]), theta[0].tolist(), price, rate, kl, said)
+
+    def shortfall(self, rate: float) -> float:
+        """How far a behaviour rate is from the goal."""
+        return rate if self.goal == "suppress" else 1 - rate
+
+    def _missed(self, odds: Tensor) -> Tensor:
+        return softplus((odds if self.goal == "suppress" else -odds) + self.config.margin)
+
+
+def derived_seed(seed: int, *numbers: int) -> int:
+    """A seed of its own for every tuple of numbers."""
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])

@@ -1,0 +1,70 @@
+"""A trace: the points of a gradient search, from strict to loose prices, and all that is needed to go on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from iconoclast_tl.search.proxy import Said
+
+Numbers = list[Any]
+"""A profile's numbers: nested lists of floats."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a search stood at the end of one price."""
+
+    parameters: dict[str, Any]
+    """Of an edit."""
+    numbers: Numbers
+    """Of the profile; they made the strengths in `parameters`."""
+    price: float
+    proxy_rate: float
+    """Mean probability of the known ways into the behaviour, on train prompts."""
+    proxy_kl: float
+    said: Said
+    """What a generation from the train prompts showed there."""
+    val_missed: float | None = None
+    """The share of val target prompts at which the goal is missed; None where val was not asked."""
+
+
+@dataclass
+class Trace:
+    """Both walks of a gradient search as far as they went; a search that is given it goes on as if it had not ended."""
+
+    family: Mapping[str, Any]
+    """What names the family that won."""
+    numbers: Numbers
+    """With which the competition left off."""
+    layer: int
+    """The first that is edited."""
+    unit: float
+    """Of prices."""
+    paths: Mapping[str, Any]
+    """What is known of the ways into the behaviour."""
+    loose: list[Point] = field(default_factory=list)
+    """From the middle price to looser ones."""
+    strict: list[Point] = field(default_factory=list)
+    """From the middle price to stricter ones."""
+    done: bool = False
+
+    @property
+    def points(self) -> list[Point]:
+        """Strict to loose."""
+        return [*reversed(self.strict), *self.loose]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; floats come back to the bit."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Trace:
+        """What `to_json` gave. Raises KeyError or TypeError where something is missing."""
+        walks = {walk: [_point(point) for point in content[walk]] for walk in ("loose", "strict")}
+        return cls(**{**content, **walks})
+
+
+def _point(content: Mapping[str, Any]) -> Point:
+    return Point(**{**content, "said": Said(**content["said"])})
