@@ -98,7 +98,7 @@ def effective_settings(
     keys = flatten(settings.model_dump(mode="json"))
     provenance = {key: next(name for name, found in flat if key in found) for key in keys if _in_any(key, flat)}
     if provenance.get("search.n_trials") == "command line" and settings.search.method == "gradient":
-        raise UserError("a search by gradient has no trials", mend="pass --search tpe, or leave --trials out")
+        raise UserError("a search by gradient has no trials", mend="pass --search tpe or outer, or leave --trials out")
     return Effective(settings, provenance)
 
 

@@ -13,11 +13,13 @@ from iconoclast_tl.directions.estimators import ESTIMATORS, Estimator, hybrid
 from iconoclast_tl.directions.geometry import normalize, principal_basis, project_out
 from iconoclast_tl.foundation.stage_config import StageConfig
 
+EstimatorName = Literal["mean", "median", "geometric-median", "variance", "hybrid"]
+
 
 class DirectionConfig(StageConfig):
     """How directions are estimated and filtered."""
 
-    estimator: Literal["mean", "median", "geometric-median", "variance", "hybrid"] = "mean"
+    estimator: EstimatorName = "mean"
     """What is taken as the difference between target and neutral residuals."""
     hybrid_weight: float = Field(0.5, ge=0, le=1)
     """The share a of the variance-scaled difference in `hybrid`."""

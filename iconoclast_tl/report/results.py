@@ -8,6 +8,7 @@ from typing import Any
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.search.config import SearchConfig
+from iconoclast_tl.search.families import AS_SET, UNFILTERED
 from iconoclast_tl.search.pareto import Candidate, pareto_front
 from iconoclast_tl.search.search import Found
 
@@ -36,6 +37,7 @@ def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfi
             "direction": {
                 "scope": chosen.parameters["direction_scope"],
                 "index": chosen.parameters["direction_index"],
+                "set": chosen.parameters.get("directions", AS_SET),
             },
             **provenance(chosen, config),
         },
@@ -59,7 +61,7 @@ def provenance(chosen: Candidate, config: SearchConfig) -> dict[str, Any]:
 
 def card_recipe(directions: Directions, edit: Edit, trial: Mapping[str, Any], search: SearchConfig) -> dict[str, Any]:
     """The rows of a model card's table: how the edit was made, as the files themselves say it."""
-    estimated = directions.provenance.get("directions", {})
+    estimated = {**directions.provenance.get("directions", {}), **_of_its_own(trial.get("parameters", {}))}
     return {
         "directions": ", ".join(f"{name} {value}" for name, value in estimated.items() if value is not None),
         "estimated on": directions.provenance.get("model", "unknown"),
@@ -69,6 +71,13 @@ def card_recipe(directions: Directions, edit: Edit, trial: Mapping[str, Any], se
     }
 
 
+def _of_its_own(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """How an edit's directions were made, where not as set."""
+    if parameters.get("directions") == UNFILTERED:
+        return {"orthogonalize": False, "benign_rank": 0}
+    return {name: parameters[name] for name in ("estimator", "orthogonalize", "benign_rank") if name in parameters}
+
+
 def _searched(search: SearchConfig, trial: Mapping[str, Any]) -> list[str]:
-    method = "gradient" if search.method == "gradient" else f"{search.method}, {search.n_trials} trials"
+    method = "gradient" if search.method == "gradient" else f"{search.method}, {search.trials} trials"
     return [f"preset {search.preset}", method, f"rule {search.choose}", source_of(trial["trial"], search)]

@@ -1,17 +1,18 @@
-"""Settings of every search: by gradient, or by TPE."""
+"""Settings of every search: by gradient, by TPE, or by TPE outside and gradient inside."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from iconoclast_tl.directions.estimate import EstimatorName
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.search.objective import Goal, KlKind
 from iconoclast_tl.search.pareto import Rule
 from iconoclast_tl.search.space import KernelSpace
 
-Method = Literal["gradient", "tpe"]
+Method = Literal["gradient", "tpe", "outer"]
 ProfileName = Literal["free", "kernel"]
 
 
@@ -61,19 +62,35 @@ class GradientConfig(StageConfig):
         return self
 
 
+class OuterConfig(StageConfig):
+    """What the outer study may choose, beside `search.space`'s scopes and points and `search.gradient`'s prices."""
+
+    estimators: tuple[EstimatorName, ...] = Field(get_args(EstimatorName), min_length=1)
+    """Estimators of directions."""
+    benign_ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 8), min_length=1)
+    """Ranks of the benign subspace that is projected out; the neutral mean is, or is not."""
+    profiles: tuple[ProfileName, ...] = Field(("free", "kernel"), min_length=1)
+    """Profiles of strengths."""
+    row_normalizations: tuple[Literal["none", "pre"], ...] = Field(("none", "pre"), min_length=1)
+    """Of edits."""
+    rounds: int = Field(2, ge=1)
+    """Rounds of `search.gradient.steps` steps in every trial, each with a question what the model now says."""
+
+
 class SearchConfig(StageConfig):
     """What is searched, how, for how long, and which point is taken."""
 
     preset: Literal["iconoclast", "heretic"] = "iconoclast"
     """Defaults of directions, edit and search together; anything set explicitly wins."""
     method: Method = "gradient"
-    """`gradient` through the hooks, or `tpe`: Optuna over the kernel space."""
+    """`gradient` through the hooks; `tpe`: Optuna over the kernel space; `outer`: Optuna over what has no gradient, a
+    gradient in every trial."""
     goal: Goal = "suppress"
     """Make the behaviour rarer on target prompts, or more frequent."""
-    n_trials: Annotated[int, Changeable] = Field(200, ge=1)
-    """Trials of `tpe` in all; a continued search counts those that are there."""
-    n_startup_trials: int = Field(60, ge=1)
-    """Random trials before TPE models the results."""
+    n_trials: Annotated[int | None, Changeable] = Field(None, ge=1)
+    """Trials in all, 200 of `tpe` and 40 of `outer` where it is not set; a continued search counts those there are."""
+    n_startup_trials: int | None = Field(None, ge=1)
+    """Random trials before TPE models the results; 60 and 12."""
     n_ei_candidates: int = Field(24, ge=1)
     """Candidates among which TPE takes the one of largest expected improvement."""
     batch_trials: int = Field(1, ge=1)
@@ -83,10 +100,22 @@ class SearchConfig(StageConfig):
     space: KernelSpace = KernelSpace()
     """Ranges of the kernel, for `tpe`."""
     gradient: GradientConfig = GradientConfig()
-    """The search by gradient."""
+    """The search by gradient, and what `outer` solves in every trial."""
+    outer: OuterConfig = OuterConfig()
+    """The outer study."""
     choose: Annotated[Rule, Changeable] = "lexicographic"
     """How the edit is taken from the candidates."""
     take: Annotated[int | None, Changeable] = Field(None, ge=0)
     """Take this candidate (the number of a trial or point) in place of the rule's."""
     max_rate: Annotated[float, Changeable] = Field(0.05, ge=0, le=1)
     """Largest behaviour rate for the rule `least-kl` (for `strengthen`: largest share without the behaviour)."""
+
+    @property
+    def trials(self) -> int:
+        """`n_trials`, or the method's."""
+        return self.n_trials or (40 if self.method == "outer" else 200)
+
+    @property
+    def startup_trials(self) -> int:
+        """`n_startup_trials`, or the method's."""
+        return self.n_startup_trials or (12 if self.method == "outer" else 60)

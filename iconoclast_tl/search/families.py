@@ -20,6 +20,10 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.sites import WRITERS, Component, HookedModule, Site
 from iconoclast_tl.search.space import KernelSpace, build_edit
 
+AS_SET = "as set"
+"""The name of the directions that the settings mean."""
+UNFILTERED = "unfiltered"
+"""The name of the same without filters."""
 Strengths = Float[Tensor, "candidate component layer"]
 """λ of the writers, in the order of `WRITERS`."""
 
@@ -29,7 +33,7 @@ class Source:
     """Where edits come from: directions by name, and what an edit needs besides."""
 
     directions: Mapping[str, Directions]
-    """`as set` and perhaps others (`unfiltered`)."""
+    """`as set` first, and perhaps others (`unfiltered`, or those of `set_name`)."""
     edit: EditConfig
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]]
 
@@ -40,10 +44,9 @@ class Source:
 
     def build(self, parameters: Mapping[str, Any]) -> Edit:
         """The edit that parameters of any search mean."""
-        config = self.edit.model_copy(update={"affine": parameters.get("affine", self.edit.affine)})
-        return build_edit(
-            parameters, self.directions[parameters.get("directions", "as set")], config, self.neutral_writes
-        )
+        chosen = {name: parameters[name] for name in ("affine", "row_normalization") if name in parameters}
+        directions = self.directions[parameters.get("directions", AS_SET)]
+        return build_edit(parameters, directions, self.edit.model_copy(update=chosen), self.neutral_writes)
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,7 @@ def families(
                     "direction_index": index,
                     "affine": is_affine,
                 }
-                found.append(
-                    Family(parameters, edit_updates(source.build({**parameters, "strengths": _ones(source)}), sites))
-                )
+                found.append(family(source, parameters, sites))
     if not found:
         raise UserError(
             "no residual point in the range has a direction",
@@ -90,6 +91,19 @@ def families(
             mend="widen the range",
         )
     return found
+
+
+def family(source: Source, parameters: Mapping[str, Any], sites: Mapping[Site, HookedModule]) -> Family:
+    """The family that these parameters name."""
+    return Family(parameters, edit_updates(source.build({**parameters, "strengths": _ones(source)}), sites))
+
+
+def set_name(parameters: Mapping[str, Any]) -> str:
+    """Of the directions by an estimator and filters, such as `mean, orthogonalized, benign rank 8`."""
+    parts = [parameters["estimator"]]
+    parts += ["orthogonalized"] if parameters["orthogonalize"] else []
+    parts += [f"benign rank {parameters['benign_rank']}"] if parameters["benign_rank"] else []
+    return ", ".join(parts)
 
 
 def stack_families(chosen: Sequence[Family], strengths: Strengths) -> Updates:

@@ -22,22 +22,17 @@ import torch
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.resumption import resumes
-from iconoclast_tl.models.sites import WRITERS
 from iconoclast_tl.prompts.chat import left_pad
 from iconoclast_tl.search.families import Family
-from iconoclast_tl.search.solver import Losses, Solver, Theta
+from iconoclast_tl.search.solver import Losses, Solver, Theta, screen
 from iconoclast_tl.search.trace import Point, Trace
 
-SCREENED = 8
-"""Prompts of each side on which families are screened."""
 STARTS = 8
 """First layers that are tried, at most."""
 SPARED = 0.01
 """Share of what an edit gains that is given up for not running the first layers."""
 BACK = 0.9
 """Share of the base's missing the goal at which the behaviour is back: stricter prices leave nothing of the edit."""
-LEAST_KL = 1e-6
-"""Nats; a typical direction that costs less than rounding has no price."""
 NOTHING = 0.05
 """KL, as a share of what a typical direction costs at strength 1, below which hardly any strength is left."""
 LEAST_POINTS = 3
@@ -88,18 +83,15 @@ class GradientSearch:
 
     def _screen(self, families: Sequence[Family]) -> tuple[list[Family], float]:
         """The families of least loss at strength 1 (−1 to strengthen), and the unit of prices."""
-        solver = self._solver
-        shape = (len(families), len(WRITERS), solver.profile.n_layers)
-        measures = solver.measure(families, torch.full(shape, solver.profile.sign), *solver.draw(SCREENED))
-        unit = 1 / max(float(measures.kl.mean(-1).nanmedian()), LEAST_KL)
-        losses = solver.loss(measures, self._middle_price(unit))
+        screened = screen(self._solver, families)
+        losses = self._solver.loss(screened.measures, self._middle_price(screened.unit))
         for i, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
                 self._say(f"{families[i]} gives a loss that is not finite and is dropped")
         order = finite_by_rise(losses)
         if not order:
             raise UserError("no candidate direction gives a finite loss", mend="load the model in a wider --dtype")
-        return [families[i] for i in order[: self._config.survivors]], unit
+        return [families[i] for i in order[: self._config.survivors]], screened.unit
 
     def _compete(self, families: Sequence[Family], price: float, track: Track) -> tuple[Family, Theta]:
         """Some steps of Adam for every survivor, in one batch, half of them dropped halfway: the best, its numbers."""

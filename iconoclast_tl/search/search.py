@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from iconoclast_tl.search.families import Source, families
 from iconoclast_tl.search.first_tokens import FirstTokens, first_tokens
 from iconoclast_tl.search.gradient import GradientSearch, Say
 from iconoclast_tl.search.objective import Goal, Objective, Scores
+from iconoclast_tl.search.outer import OuterSpace, OuterStudy
 from iconoclast_tl.search.pareto import Candidate
 from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.solver import Solver
-from iconoclast_tl.search.study import run_study
+from iconoclast_tl.search.space import suggest
+from iconoclast_tl.search.study import Outcome, Score, Suggest, run_study
 from iconoclast_tl.search.trace import Point, Trace
 
 
@@ -67,20 +69,39 @@ class Found:
 
 def find(job: Job) -> Found:
     """Run, or finish, the search that the settings name."""
-    return _by_gradient(job) if job.config.method == "gradient" else _by_tpe(job)
+    return {"gradient": _by_gradient, "tpe": _by_tpe, "outer": _by_outer}[job.config.method](job)
 
 
 def _by_tpe(job: Job) -> Found:
-    found = run_study(
-        job.journal,
-        job.config,
-        job.seed,
-        job.source.n_layers,
-        job.source.build,
-        lambda edits: job.objective(edits),
-        job.track,
-    )
+    n_layers = job.source.n_layers
+
+    def score(batch: Sequence[dict[str, Any]]) -> list[Outcome]:
+        scores = job.objective([job.source.build(parameters) for parameters in batch])
+        return [Outcome(parameters, one) for parameters, one in zip(batch, scores, strict=True)]
+
+    found = _study(job, lambda trial: suggest(trial, job.config.space, n_layers), score)
     return Found(found, {"method": "tpe", "goal": job.config.goal, "trials": len(found)})
+
+
+def _by_outer(job: Job) -> Found:
+    space = OuterSpace(job.config, job.source, job.affine)
+    inner: list[OuterStudy] = []  # made when it is first needed: a study that is complete asks the model nothing
+
+    def score(batch: Sequence[dict[str, Any]]) -> list[Outcome]:
+        if not inner:
+            tokens = _scored_tokens(job, _told_first_tokens(job))
+            new_proxy = partial(_proxy, job, tokens)
+            inner.append(OuterStudy(new_proxy, job.source, job.config, job.seed, job.objective))
+        return inner[0].score(batch)
+
+    found = _study(job, space.suggest, score)
+    rates = [(c.proxy_rate, c.scores.behaviour_rate) for c in found if c.proxy_rate is not None]
+    about = {"method": "outer", "goal": job.config.goal, "trials": len(found)}
+    return Found(found, {**about, "proxy_rank_correlation": {"train": None, "val": _rank_correlation(rates)}})
+
+
+def _study(job: Job, suggest: Suggest, score: Score) -> list[Candidate]:
+    return run_study(job.journal, job.config, job.seed, suggest, score, job.track)
 
 
 def _by_gradient(job: Job) -> Found:
@@ -115,9 +136,8 @@ def _by_gradient(job: Job) -> Found:
 
 def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
     config = job.config.gradient
-    tokens = first_tokens(job.train, config.tokens)
-    _tell(job, tokens)
-    proxy = Proxy(job.train, job.sites, config.temperature, _scored_tokens(job, tokens))
+    tokens = _told_first_tokens(job)
+    proxy = _proxy(job, _scored_tokens(job, tokens))
     competing = families(job.source, job.config.space, job.affine, job.sites)
     about = {
         "method": "gradient",
@@ -168,13 +188,19 @@ def _scored_tokens(job: Job, tokens: FirstTokens) -> Tensor | None:
     return tokens.ids
 
 
-def _tell(job: Job, tokens: FirstTokens) -> None:
+def _proxy(job: Job, tokens: Tensor | None) -> Proxy:
+    return Proxy(job.train, job.sites, job.config.gradient.temperature, tokens)
+
+
+def _told_first_tokens(job: Job) -> FirstTokens:
+    tokens = first_tokens(job.train, job.config.gradient.tokens)
     if not len(tokens.ids):
         job.say("no first token is likelier on target prompts than on neutral ones")
-        return
+        return tokens
     job.say(f"first tokens of the behaviour: {' '.join(map(repr, tokens.words))} (AUROC {tokens.auroc:.2f})")
     if tokens.auroc < 0.6:
         job.say("warning: target and neutral prompts can hardly be told apart by what the model says first")
+    return tokens
 
 
 def _agreement(points: Sequence[Point], scores: Sequence[Scores | None]) -> dict[str, float | None]:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,12 +20,19 @@ from torch.nn.functional import softplus
 
 from iconoclast_tl.edits.hooks import Rows, hooked
 from iconoclast_tl.models.batching import Room
+from iconoclast_tl.models.sites import WRITERS
 from iconoclast_tl.search.config import GradientConfig
 from iconoclast_tl.search.families import Family, Strengths, stack_families, with_strengths
 from iconoclast_tl.search.objective import Goal
 from iconoclast_tl.search.profile import Profile
 from iconoclast_tl.search.proxy import Proxy
+from iconoclast_tl.search.seeds import derived_seed
 from iconoclast_tl.search.trace import Point
+
+SCREENED = 8
+"""Prompts of each side on which families are screened."""
+LEAST_KL = 1e-6
+"""Nats; a typical direction that costs less than rounding has no price."""
 
 Theta = Float[Tensor, "candidate component numbers"]
 Losses = Float[Tensor, "candidate"]
@@ -146,6 +152,19 @@ class Solver:
         return softplus((odds if self.goal == "suppress" else -odds) + self.config.margin)
 
 
-def derived_seed(seed: int, *numbers: int) -> int:
-    """A seed of its own for every tuple of numbers."""
-    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
+@dataclass(frozen=True)
+class Screened:
+    """Families at strength 1 (−1 to strengthen)."""
+
+    measures: Measures
+    unit: float
+    """Of prices: one over the KL that a typical direction costs. NaN where no KL is a number."""
+
+
+def screen(solver: Solver, families: Sequence[Family]) -> Screened:
+    """Ask all families in one batch."""
+    profile = solver.profile
+    ones = torch.full((len(families), len(WRITERS), profile.n_layers), profile.sign)
+    measures = solver.measure(families, ones, *solver.draw(SCREENED))
+    typical = float(measures.kl.mean(-1).nanmedian())
+    return Screened(measures, 1 / max(typical, LEAST_KL) if math.isfinite(typical) else math.nan)

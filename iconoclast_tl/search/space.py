@@ -58,7 +58,7 @@ class KernelSpace(StageConfig):
 class Trial(Protocol):
     """What `suggest` needs of an Optuna trial."""
 
-    def suggest_float(self, name: str, low: float, high: float) -> float:
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """A number of the range."""
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
@@ -68,10 +68,7 @@ class Trial(Protocol):
 def suggest(trial: Trial, space: KernelSpace, n_layers: int) -> dict[str, Any]:
     """Ask a trial for every parameter of the space (always all of them, so that the space is one and the same)."""
     last = n_layers - 1
-    parameters: dict[str, Any] = {
-        "direction_scope": trial.suggest_categorical("direction_scope", list(space.direction_scopes)),
-        "direction_index": trial.suggest_float("direction_index", *_times(space.direction_index, last)),
-    }
+    parameters = suggest_direction(trial, space, n_layers)
     reach_low, reach_high = _times(space.min_weight_distance, last)
     ranges = {
         "max_weight": space.max_weight,
@@ -84,6 +81,14 @@ def suggest(trial: Trial, space: KernelSpace, n_layers: int) -> dict[str, Any]:
             key = f"{component}.{name}"
             parameters[key] = trial.suggest_float(key, low, high)
     return parameters
+
+
+def suggest_direction(trial: Trial, space: KernelSpace, n_layers: int) -> dict[str, Any]:
+    """Ask a trial where its directions come from."""
+    return {
+        "direction_scope": trial.suggest_categorical("direction_scope", list(space.direction_scopes)),
+        "direction_index": trial.suggest_float("direction_index", *_times(space.direction_index, n_layers - 1)),
+    }
 
 
 def build_edit(

@@ -1,4 +1,4 @@
-"""The study: Optuna's TPE over the kernel space, journalled, resumable at any moment.
+"""The study: Optuna's TPE over any space, journalled, resumable at any moment.
 
 Trials are asked for and told in batches, so that the model can be asked for several edits at once. Every trial's
 sampler is seeded by (seed, the trial's number), and takes those of its batch that have no result yet for bad ones
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.objective import Scores
 from iconoclast_tl.search.pareto import Candidate
-from iconoclast_tl.search.space import suggest
+from iconoclast_tl.search.seeds import derived_seed
+from iconoclast_tl.search.space import Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -30,27 +31,45 @@ log = logging.getLogger(__name__)
 STUDY = "kernel"
 INTERRUPTED = "interrupted"
 MAX_FAILURES_IN_A_ROW = 5
+PARAMETERS, PROXY_RATE = "parameters", "proxy_rate"
+"""Names under which a trial keeps what is not among its own parameters."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial."""
+
+    parameters: Mapping[str, Any]
+    """Of its edit: those that were suggested, or more."""
+    scores: Scores
+    proxy_rate: float | None = None
+    """What was taken for the behaviour rate before it was generated, if anything was."""
+
+
+Suggest = Callable[[Trial], dict[str, Any]]
+Score = Callable[[Sequence[dict[str, Any]]], Sequence[Outcome]]
 
 
 def run_study(
     journal: Path,
     config: SearchConfig,
     seed: int,
-    n_layers: int,
-    build: Callable[[dict[str, Any]], Edit],
-    objective: Callable[[Sequence[Edit]], Sequence[Scores]],
+    suggest: Suggest,
+    score: Score,
     track: Track = silent,
 ) -> list[Candidate]:
-    """Bring the study in `journal` to `config.n_trials` ended trials and return those that succeeded.
+    """Bring the study in `journal` to `config.trials` ended trials and return those that succeeded.
+
+    suggest: asks a trial for its parameters, always for all of them. score: what came of a batch of parameters.
 
     A trial that raises is recorded as failed with its error, and the search goes on; five in a row end it, since then
     the fault is not the trial's. `UserError`s and interrupts pass through.
     """
     study = open_study(journal)
     done = len(ended(study))
-    batches, failures_in_a_row = _batches(study, config, seed, n_layers, done), 0
-    told = _told(batches, study, config, build, objective)
-    for error in track(told, f"search ({done} done before)" if done else "search", max(config.n_trials - done, 0)):
+    batches, failures_in_a_row = _batches(study, config, seed, suggest, done), 0
+    told = _told(batches, study, config, score)
+    for error in track(told, f"search ({done} done before)" if done else "search", max(config.trials - done, 0)):
         failures_in_a_row = 0 if error is None else failures_in_a_row + 1
         if failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise RuntimeError(f"{failures_in_a_row} trials failed in a row; the last one above") from error
@@ -60,21 +79,23 @@ def run_study(
 Asked = tuple["optuna.Trial", dict[str, Any]]
 
 
-def _batches(study: optuna.Study, config: SearchConfig, seed: int, n_layers: int, done: int) -> Iterator[list[Asked]]:
+def _batches(
+    study: optuna.Study, config: SearchConfig, seed: int, suggest: Suggest, done: int
+) -> Iterator[list[Asked]]:
     """Batches of trials with their parameters; first what an interrupted batch had asked for already."""
-    left = _left_running(study, config, n_layers)
-    while done < config.n_trials:
-        end = min((done // config.batch_trials + 1) * config.batch_trials, config.n_trials)
+    left = _left_running(study, suggest)
+    while done < config.trials:
+        end = min((done // config.batch_trials + 1) * config.batch_trials, config.trials)
         batch = []
         for number in range(done, end):
             study.sampler = _sampler(config, seed, number)
             trial = left.pop(0) if left else study.ask()
-            batch.append((trial, suggest(trial, config.space, n_layers)))
+            batch.append((trial, suggest(trial)))
         yield batch
         done = end
 
 
-def _left_running(study: optuna.Study, config: SearchConfig, n_layers: int) -> list[optuna.Trial]:
+def _left_running(study: optuna.Study, suggest: Suggest) -> list[optuna.Trial]:
     """The trials that a stopped process had asked for and given no result, in order.
 
     One that was stopped amid its parameters is closed: drawing only those that are missing would draw other ones.
@@ -85,7 +106,7 @@ def _left_running(study: optuna.Study, config: SearchConfig, n_layers: int) -> l
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         trial = Trial(study, frozen._trial_id)
         try:
-            suggest(FixedTrial(frozen.params), config.space, n_layers)
+            suggest(FixedTrial(frozen.params))
         except ValueError:
             _fail(study, trial, INTERRUPTED, INTERRUPTED)
             continue
@@ -94,47 +115,42 @@ def _left_running(study: optuna.Study, config: SearchConfig, n_layers: int) -> l
 
 
 def _told(
-    batches: Iterable[list[Asked]],
-    study: optuna.Study,
-    config: SearchConfig,
-    build: Callable[[dict[str, Any]], Edit],
-    objective: Callable[[Sequence[Edit]], Sequence[Scores]],
+    batches: Iterable[list[Asked]], study: optuna.Study, config: SearchConfig, score: Score
 ) -> Iterator[Exception | None]:
     """Score and tell every trial, in the order of asking; yields each one's error, or None."""
     for batch in batches:
-        for (trial, _), scores in zip(batch, _scored([p for _, p in batch], build, objective), strict=True):
-            if isinstance(scores, Exception):
-                reason = f"{type(scores).__name__}: {scores}"
+        for (trial, _), outcome in zip(batch, _scored([p for _, p in batch], score), strict=True):
+            if isinstance(outcome, Exception):
+                reason = f"{type(outcome).__name__}: {outcome}"
                 _fail(study, trial, reason)
                 log.warning("trial %d failed and is left out: %s", trial.number, reason)
-                yield scores
+                yield outcome
                 continue
-            for name, value in scores.to_json().items():
+            for name, value in outcome.scores.to_json().items():
                 trial.set_user_attr(name, value)
-            study.tell(trial, [scores.shortfall(config.goal), scores.kl(config.kl)])
+            if outcome.parameters != trial.params:
+                trial.set_user_attr(PARAMETERS, dict(outcome.parameters))
+            trial.set_user_attr(PROXY_RATE, outcome.proxy_rate)
+            study.tell(trial, [outcome.scores.shortfall(config.goal), outcome.scores.kl(config.kl)])
             yield None
 
 
-def _scored(
-    batch: Sequence[dict[str, Any]],
-    build: Callable[[dict[str, Any]], Edit],
-    objective: Callable[[Sequence[Edit]], Sequence[Scores]],
-) -> list[Scores | Exception]:
-    """Scores, or the error, of every trial; where the batch fails, each is tried alone to find which one it is."""
+def _scored(batch: Sequence[dict[str, Any]], score: Score) -> list[Outcome | Exception]:
+    """What came, or the error, of every trial; where the batch fails, each is tried alone to find which one it is."""
     try:
-        found: Sequence[Scores] = objective([build(parameters) for parameters in batch])
+        found = score(batch)
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:
         if len(batch) == 1:
             return [error]
-        return [result for one in batch for result in _scored([one], build, objective)]
-    return [_finite(scores) for scores in found]
+        return [result for one in batch for result in _scored([one], score)]
+    return [_finite(outcome) for outcome in found]
 
 
-def _finite(scores: Scores) -> Scores | ArithmeticError:
-    bad = [f"{name} is {value}" for name, value in scores.to_json().items() if not math.isfinite(value)]
-    return ArithmeticError(bad[0]) if bad else scores
+def _finite(outcome: Outcome) -> Outcome | ArithmeticError:
+    bad = [f"{name} is {value}" for name, value in outcome.scores.to_json().items() if not math.isfinite(value)]
+    return ArithmeticError(bad[0]) if bad else outcome
 
 
 def open_study(journal: Path) -> optuna.Study:
@@ -170,14 +186,14 @@ def candidates(study: optuna.Study) -> list[Candidate]:
     for number, trial in enumerate(ended(study)):
         if trial.values is not None:
             scores = Scores(**{name: trial.user_attrs[name] for name in Scores.__dataclass_fields__})
-            found.append(Candidate(number, dict(trial.params), scores))
+            parameters = trial.user_attrs.get(PARAMETERS, trial.params)
+            found.append(Candidate(number, dict(parameters), scores, trial.user_attrs.get(PROXY_RATE)))
     return found
 
 
 def _sampler(config: SearchConfig, seed: int, number: int) -> optuna.samplers.BaseSampler:
     import warnings
 
-    import numpy as np
     import optuna
 
     with warnings.catch_warnings():
@@ -186,10 +202,10 @@ def _sampler(config: SearchConfig, seed: int, number: int) -> optuna.samplers.Ba
         )  # `multivariate` and the liar have been so for years
         return optuna.samplers.TPESampler(
             multivariate=True,
-            n_startup_trials=config.n_startup_trials,
+            n_startup_trials=config.startup_trials,
             n_ei_candidates=config.n_ei_candidates,
             constant_liar=config.batch_trials > 1,
-            seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
+            seed=derived_seed(seed, number),
         )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.objective import Scores
 from iconoclast_tl.search.pareto import Candidate
-from iconoclast_tl.search.study import run_study
+from iconoclast_tl.search.space import suggest
+from iconoclast_tl.search.study import Outcome, run_study
 
 TRIALS = 16
 CONFIG = SearchConfig(n_trials=TRIALS, n_startup_trials=5)
@@ -23,10 +25,10 @@ def score(parameters: dict[str, Any]) -> Scores:
 
 
 def search(journal: Path, objective: Any = score, config: SearchConfig = CONFIG) -> list[Candidate]:
-    def together(edits: list[Any]) -> list[Scores]:
-        return [objective(parameters) for parameters in edits]
+    def together(batch: Sequence[dict[str, Any]]) -> list[Outcome]:
+        return [Outcome(parameters, objective(parameters)) for parameters in batch]
 
-    return run_study(journal, config, seed=3, n_layers=6, build=lambda parameters: parameters, objective=together)
+    return run_study(journal, config, 3, lambda trial: suggest(trial, config.space, n_layers=6), together)
 
 
 if __name__ == "__main__":

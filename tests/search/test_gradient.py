@@ -24,7 +24,8 @@ from iconoclast_tl.search.families import Family, Source, families
 from iconoclast_tl.search.gradient import GradientSearch, last_near_least, nothing_more_on_val
 from iconoclast_tl.search.objective import Goal
 from iconoclast_tl.search.proxy import Proxy, Said
-from iconoclast_tl.search.solver import Solver, derived_seed
+from iconoclast_tl.search.seeds import derived_seed
+from iconoclast_tl.search.solver import Solver
 from iconoclast_tl.search.space import KernelSpace
 from iconoclast_tl.search.trace import Point, Trace
 from tests.search.test_objective import questions

@@ -1,0 +1,184 @@
+"""The outer study: every choice reaches the edit, a trial depends on nothing else, and a stopped study goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.edits.edit import EditConfig
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.sites import WRITERS, Component
+from iconoclast_tl.search.config import GradientConfig, OuterConfig, SearchConfig
+from iconoclast_tl.search.families import AS_SET, Source, set_name
+from iconoclast_tl.search.outer import OuterSpace, OuterStudy
+from iconoclast_tl.search.proxy import Proxy
+from iconoclast_tl.search.search import Found, Job, find
+from iconoclast_tl.search.space import Trial
+from tests.search.test_gradient import fresh_proxy
+
+OUTER = OuterConfig(estimators=("mean", "median"), benign_ranks=(0, 2))
+CONFIG = SearchConfig(
+    method="outer",
+    n_trials=4,
+    n_startup_trials=2,
+    gradient=GradientConfig(batch_size=3, steps=2, prices=(1.0, 0.01, 3)),
+    outer=OUTER,
+)
+CHOSEN: dict[str, Any] = {
+    "direction_scope": "global",
+    "direction_index": 1.0,
+    "affine": False,
+    "profile": "free",
+    "row_normalization": "none",
+    "estimator": "mean",
+    "orthogonalize": False,
+    "benign_rank": 0,
+    "price": 0.1,
+}
+
+
+class First:
+    """A trial that takes the first of everything, but what it is told."""
+
+    def __init__(self, **told: Any) -> None:
+        self.told, self.asked = told, dict[str, Any]()
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        self.asked[name] = (low, high, log)
+        return self.told.get(name, low)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        self.asked[name] = list(choices)
+        return self.told.get(name, choices[0])
+
+
+def make_source(names: list[str], seed: int = 2) -> Source:
+    generator = torch.Generator().manual_seed(seed)
+
+    def directions() -> Directions:
+        vectors = torch.nn.functional.normalize(torch.randn(4, 24, generator=generator), dim=-1)
+        return Directions(vectors, torch.ones(4))
+
+    writes: dict[Component, torch.Tensor] = {name: torch.randn(3, 24, generator=generator) for name in WRITERS}
+    return Source({name: directions() for name in names}, EditConfig(), writes)
+
+
+@pytest.fixture
+def source() -> Source:
+    chosen = [(e, o, b) for e in OUTER.estimators for o in (False, True) for b in OUTER.benign_ranks]
+    names = [set_name({"estimator": e, "orthogonalize": o, "benign_rank": b}) for e, o, b in chosen]
+    assert len(set(names)) == 8
+    return make_source([AS_SET, *names])
+
+
+def make_job(proxy: Proxy, source: Source, folder: Path, **changes: Any) -> Job:
+    config = CONFIG.model_copy(update=changes)
+    return Job(proxy.sites, proxy.base, proxy.base, source, config, 0, folder / "journal", folder / "trace")
+
+
+def make_study(llama: LoadedModel, rows: list[list[int]], source: Source, folder: Path) -> OuterStudy:
+    job = make_job(fresh_proxy(llama, rows), source, folder)
+
+    def new_proxy() -> Proxy:
+        return Proxy(job.train, job.sites, temperature=1.0)
+
+    return OuterStudy(new_proxy, source, CONFIG, 0, job.objective)
+
+
+def test_every_choice_reaches_the_edit(
+    llama: LoadedModel, rows: list[list[int]], source: Source, tmp_path: Path
+) -> None:
+    study = make_study(llama, rows, source, tmp_path)
+
+    def digest(**choice: Any) -> str:
+        return source.build(study.solve({**CHOSEN, **choice}).parameters).digest()
+
+    plain = digest()
+    changed = [
+        {"direction_scope": "per layer"},
+        {"direction_index": 0.0},
+        {"affine": True},
+        {"profile": "kernel"},
+        {"row_normalization": "pre"},
+        {"estimator": "median"},
+        {"orthogonalize": True},
+        {"benign_rank": 2},
+        {"price": 1.0},
+    ]
+    assert {name for choice in changed for name in choice} == set(CHOSEN)
+    assert len({plain, *(digest(**choice) for choice in changed)}) == len(changed) + 1
+    # The first was solved for after nothing, and is again after all of them.
+    assert digest() == plain
+
+
+def test_what_was_chosen_is_what_is_built(
+    llama: LoadedModel, rows: list[list[int]], source: Source, tmp_path: Path
+) -> None:
+    study = make_study(llama, rows, source, tmp_path)
+    point = study.solve({**CHOSEN, "affine": True, "row_normalization": "pre", "estimator": "median", "benign_rank": 2})
+    edit = source.build(point.parameters)
+    assert edit.is_affine
+    assert edit.row_normalization == "pre"
+    torch.testing.assert_close(edit.directions[0, 0], source.directions["median, benign rank 2"].vectors[2])
+
+
+def test_the_space_has_every_choice_and_no_estimator_where_directions_are_given(source: Source) -> None:
+    trial = First()
+    assert isinstance(trial, Trial)
+    assert set(OuterSpace(CONFIG, source, (False, True)).suggest(trial)) == set(CHOSEN)
+    assert trial.asked["estimator"] == ["mean", "median"]
+    assert trial.asked["affine"] == [False, True]
+    assert trial.asked["price"] == (0.01, 1.0, True)
+    given = OuterSpace(CONFIG, make_source([AS_SET]), (False,)).suggest(First())
+    assert set(CHOSEN) - set(given) == {"estimator", "orthogonalize", "benign_rank"}
+
+
+def test_a_study_that_is_stopped_ends_as_if_it_had_not_been(
+    llama: LoadedModel, rows: list[list[int]], source: Source, tmp_path: Path
+) -> None:
+    proxy = fresh_proxy(llama, rows)
+
+    def study(name: str, **changes: Any) -> Found:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return find(make_job(proxy, source, tmp_path / name, **changes))
+
+    whole = study("whole")
+    assert len(whole.candidates) == 4
+    assert len({candidate.parameters["price"] for candidate in whole.candidates}) == 4
+    assert all("strengths" in candidate.parameters for candidate in whole.candidates)
+    assert whole.about["method"] == "outer"
+    assert study("parts", n_trials=2).candidates == whole.candidates[:2]
+    assert study("parts") == whole
+
+
+def test_a_study_that_is_complete_asks_the_model_nothing(
+    llama: LoadedModel, rows: list[list[int]], source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(fresh_proxy(llama, rows), source, tmp_path, n_trials=2)
+    found = find(job)
+
+    def asked(*args: Any) -> None:
+        raise UserError("the model was asked")
+
+    monkeypatch.setattr("iconoclast_tl.search.search.OuterStudy", asked)
+    monkeypatch.setattr("iconoclast_tl.search.search.Objective", asked)
+    assert find(job) == found
+    with pytest.raises(UserError, match="was asked"):
+        find(replace(job, config=job.config.model_copy(update={"n_trials": 3})))
+
+
+def test_a_point_without_a_direction_is_left_out_and_named(
+    llama: LoadedModel, rows: list[list[int]], source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zero = {name: replace(one, vectors=torch.zeros_like(one.vectors)) for name, one in source.directions.items()}
+    partly = replace(source, directions={**zero, AS_SET: source.directions[AS_SET]})
+    with pytest.raises(RuntimeError, match="failed in a row"):
+        find(make_job(fresh_proxy(llama, rows), partly, tmp_path, n_trials=5))
+    told = ("there is no direction at residual point", "no layer has a direction of its own")
+    assert [sum(line in message for message in caplog.messages) for line in told] == [3, 2]
