@@ -96,8 +96,21 @@ def _by_outer(job: Job) -> Found:
 
     found = _study(job, space.suggest, score)
     rates = [(c.proxy_rate, c.scores.behaviour_rate) for c in found if c.proxy_rate is not None]
-    about = {"method": "outer", "goal": job.config.goal, "trials": len(found)}
-    return Found(found, {**about, "proxy_rank_correlation": {"train": None, "val": _rank_correlation(rates)}})
+    about: dict[str, Any] = {"method": "outer", "goal": job.config.goal, "trials": len(found)}
+    about["proxy_rank_correlation"] = {"train": None, "val": _rank_correlation(rates)}
+    return Found(changing(found), about)
+
+
+def changing(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Without those of a price so dear that every strength is 0: they leave the base, which is no edit."""
+    found = [one for one in candidates if any(map(any, one.parameters["strengths"].values()))]
+    if not found:
+        raise UserError(
+            "no strengths change the behaviour",
+            got=f"{len(candidates)} candidates, every strength 0",
+            mend="lower search.gradient.prices, or choose other directions",
+        )
+    return found
 
 
 def _study(job: Job, suggest: Suggest, score: Score) -> list[Candidate]:
@@ -115,23 +128,15 @@ def _by_gradient(job: Job) -> Found:
         found = dict(zip(front, job.objective.confirm(edits, job.config.goal), strict=True))
         scores = [found.get(number) for number in range(len(points))]
         about = {**about, "confirmed": [one and one.to_json() for one in scores]}
-        about["proxy_rank_correlation"] = _agreement(points, scores)
+        about["proxy_rank_correlation"] = agreement(points, scores)
         _write_trace(job.trace, trace, about)
     confirmed = [one and Scores(**one) for one in about["confirmed"]]
-    # A price so dear that every strength is 0 leaves the base, which is no edit.
-    changing = [any(map(any, point.parameters["strengths"].values())) for point in points]
     candidates = [
         Candidate(number, point.parameters, scores, point.proxy_rate)
         for number, (point, scores) in enumerate(zip(points, confirmed, strict=True))
-        if scores is not None and changing[number]
+        if scores is not None
     ]
-    if not candidates:
-        raise UserError(
-            "no strengths change the behaviour",
-            got=f"{len(points)} prices, every strength 0",
-            mend="lower search.gradient.prices, or choose other directions",
-        )
-    return Found(candidates, {**about, "points": [_shown(point) for point in points]})
+    return Found(changing(candidates), {**about, "points": [_shown(point) for point in points]})
 
 
 def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
@@ -203,7 +208,7 @@ def _told_first_tokens(job: Job) -> FirstTokens:
     return tokens
 
 
-def _agreement(points: Sequence[Point], scores: Sequence[Scores | None]) -> dict[str, float | None]:
+def agreement(points: Sequence[Point], scores: Sequence[Scores | None]) -> dict[str, float | None]:
     """Spearman's rank correlation of proxy and generated behaviour rate: on the train prompts of every point, that both
     were asked, and from train to val over the points that were confirmed.
     """

@@ -67,6 +67,7 @@ def searched(workspace: Workspace) -> Any:
         ("search.preset=heretic",),
         ("search.preset=iconoclast", "directions.benign_rank=2", "fold.merge=true"),
         ("edit.affine=true", "edit.row_normalization=none", "fold.merge=true", "directions.benign_rank=0"),
+        ("search.method=outer", "search.outer.rounds=1", "search.gradient.prices=[0.01, 0.001, 2]"),
     ],
 )
 def test_a_whole_run_writes_results_that_say_what_was_done(
@@ -81,6 +82,23 @@ def test_a_whole_run_writes_results_that_say_what_was_done(
     assert results["chosen"]["rule"] == "lexicographic"
     assert "answered_rate" not in results["base"]  # only an organism's truth is known
     assert not [m for m in workspace.model.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+@pytest.mark.parametrize("estimator", ["mean", "median"])
+def test_a_card_names_the_directions_that_the_outer_study_took(
+    options: dict[str, Any], tmp_path: Path, estimator: str
+) -> None:
+    outer = ["search.method=outer", "search.outer.rounds=1", f'search.outer.estimators=["{estimator}"]']
+    outer += ["search.n_trials=2", "search.gradient.prices=[0.01, 0.001, 2]"]
+    outer += ["search.outer.benign_ranks=[5]", 'search.outer.row_normalizations=["pre"]']
+    with opened(options, tmp_path / "run", *outer) as workspace:
+        results = pipeline.run(workspace)
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert f"estimator {estimator}" in card
+    assert "benign_rank 5" in card  # the settings, which name those of `as set`, say 8
+    assert "row normalisation pre" in card
+    assert results["chosen"]["direction"]["set"].startswith(estimator)
+    assert results["splits"]
 
 
 def test_stages_alone_give_what_the_run_gives(options: dict[str, Any], tmp_path: Path) -> None:
@@ -327,12 +345,14 @@ def test_directions_of_another_run_can_be_taken(options: dict[str, Any], tmp_pat
 def test_a_search_over_edits_that_cannot_be_folded_is_refused_before_anything_is_computed(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    with (
-        pytest.raises(UserError, match=r"edit\.scope stream"),
-        opened(options, tmp_path, "edit.scope=stream") as workspace,
-    ):
-        pipeline.run(workspace)
-    assert not (tmp_path / "activations.safetensors").exists()
+    full = r"edit\.row_normalization full with search\.method "
+    for changes, told in [
+        (["edit.scope=stream"], r"edit\.scope stream"),
+        (["search.method=outer", "edit.row_normalization=full"], full + "outer"),
+    ]:
+        with pytest.raises(UserError, match=told), opened(options, tmp_path, *changes) as workspace:
+            pipeline.run(workspace)
+        assert not (tmp_path / "activations.safetensors").exists()
 
 
 def test_two_processes_do_not_write_to_one_folder(options: dict[str, Any], tmp_path: Path) -> None:
