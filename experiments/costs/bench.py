@@ -143,19 +143,42 @@ def peak(kind: str, d_model: int, n_layers: int) -> float:
             hf(ids, use_cache=False).logits.log_softmax(-1)
     else:
         strengths = torch.ones(1, 1, requires_grad=True)
-        with hooked(random_updates(hf, strengths), hf_sites(hf)):
-            loss = hf(ids, use_cache=False).logits.log_softmax(-1)[..., 7].mean()
-        torch.autograd.backward(loss)
+        for half in ids.chunk(2):  # as in a search: target prompts are differentiated first, then neutral ones
+            with hooked(random_updates(hf, strengths), hf_sites(hf)):
+                loss = hf(half, use_cache=False).logits.log_softmax(-1)[..., 7].mean()
+            torch.autograd.backward(loss)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
+
+
+def organism_peak(kind: str) -> float:
+    """Largest megabytes of this process, which asks the organism all that a search asks of the base, or searches.
+
+    Both collect activations and estimate directions before; batches are those of the settings.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from iconoclast_tl import pipeline
+    from iconoclast_tl.workspace import open_workspace
+
+    with tempfile.TemporaryDirectory() as folder, open_workspace({}, None, Path(folder) / "run") as workspace:
+        activations = pipeline.collect(workspace)
+        directions = pipeline.estimate(workspace, activations)
+        if kind == "search":
+            pipeline.search(workspace, directions, activations)
+        else:
+            for base in (workspace.val, workspace.asked("train", workspace.settings.search.gradient.prompts)):
+                _ = base.shows, base.continuations
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print every table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peak", choices=("bare", "gradient"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("bare", "gradient", "evaluation", "search"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.peak:
-        print(peak(given.peak, *SIZES[-1]))
+        print(peak(given.peak, *SIZES[-1]) if given.peak in ("bare", "gradient") else organism_peak(given.peak))
         return
     print(f"hooked / bare, batch {BATCH} × {POSITIONS}, {NEW_TOKENS} new tokens")
     for size in SIZES:
@@ -166,13 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for positions in (1, 16, POSITIONS):
             cells = ", ".join(f"K={k} {ratio:.2f}" for k, ratio in together(*size, positions).items())
             print(f"  d_model {size[0]} × {size[1]} layers, {positions} positions: {cells}")
-    command = [sys.executable, "-m", "experiments.costs.bench", "--peak"]
-    peaks = {
-        kind: float(subprocess.run([*command, kind], capture_output=True, text=True, check=True).stdout)
-        for kind in ("bare", "gradient")
-    }
-    ratio = peaks["gradient"] / peaks["bare"]
-    print(f"peak of the process, MB: bare {peaks['bare']:.0f}, gradient step {peaks['gradient']:.0f} ({ratio:.2f})")
+    for one, other, of in (
+        ("bare", "gradient", f"one batch of {BATCH} × {POSITIONS}, d_model {SIZES[-1][0]} × {SIZES[-1][1]} layers"),
+        ("evaluation", "search", "the base's evaluation and the whole search, shipped organism"),
+    ):
+        low, high = peak_of_process(one), peak_of_process(other)
+        print(f"peak of the process, MB, {of}: {one} {low:.0f}, {other} {high:.0f} ({high / low:.2f})")
+
+
+def peak_of_process(kind: str) -> float:
+    """Of a fresh process: its memory is its own."""
+    command = [sys.executable, "-m", "experiments.costs.bench", "--peak", kind]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -78,8 +78,11 @@ def _shared_vectors(states: Tensor, read: Tensor, update: SiteUpdate, strengths:
     """Candidates that differ in their strengths only: a product with R, and one pass over y that subtracts."""
     reads, writes = update.reads[0].to(states.dtype), update.writes[0].to(states.dtype)
     scaled = (read @ reads.T) * strengths
-    flat = torch.addmm(states.reshape(-1, states.shape[-1]), scaled.reshape(-1, len(reads)), writes, alpha=-1)
-    result = flat.reshape(states.shape)
+    if len(reads) == 1:  # the usual case; a product of matrices would copy y first
+        result = torch.addcmul(states, scaled, writes, value=-1)
+    else:
+        flat = torch.addmm(states.reshape(-1, states.shape[-1]), scaled.reshape(-1, len(reads)), writes, alpha=-1)
+        result = flat.reshape(states.shape)
     return result if update.constants is None else result - strengths @ update.constants[0].to(states.dtype)
 
 

@@ -1,4 +1,4 @@
-"""What a search makes of its points: the front of the proxy, how far it agrees with generation, edits that do nothing."""
+"""What a search makes of its points: the proxy's front, its agreement with generation, edits that do nothing."""
 
 from __future__ import annotations
 
