@@ -41,6 +41,19 @@ def test_a_run_from_a_layer_is_the_whole_run(llama: LoadedModel, rows: list[list
     assert resumes(llama, batch, layer)
 
 
+@torch.no_grad()
+def test_an_edit_of_what_enters_the_first_layer_that_is_run_is_seen(llama: LoadedModel, rows: list[list[int]]) -> None:
+    batch, edit = left_pad(rows, llama.pad_id), random_edit(stream=True)
+    only = replace(edit, strengths={"resid_pre": edit.strengths["resid_pre"] * torch.tensor([0.0, 1.0, 0.0])})
+    kept, inputs = entering(llama, batch, 1), llama.inputs(batch)
+    base = llama.hf(**inputs, use_cache=False).logits
+    with preview(only, hf_sites(llama.hf)):
+        whole = llama.hf(**inputs, use_cache=False).logits
+        with starting_at(llama, kept):
+            assert torch.equal(llama.hf(**inputs, use_cache=False).logits, whole)
+    assert not torch.allclose(whole, base, atol=1e-2)
+
+
 def test_nothing_is_left_behind(llama: LoadedModel, rows: list[list[int]]) -> None:
     kept = entering(llama, left_pad(rows, llama.pad_id), 2)
     with pytest.raises(RuntimeError, match="inside"), starting_at(llama, kept):
@@ -96,3 +109,57 @@ def test_candidates_move_as_each_alone_and_unchanged_responses_are_unchanged(
         stays += [(bool(moved.unchanged[c, i]), now[i] == said[i]) for i in range(len(rows))]
     assert all(told == true for told, true in stays)
     assert {told for told, _ in stays} == {True, False}
+
+
+def test_a_layer_that_cannot_be_handed_the_stream_is_found_out(
+    llama: LoadedModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, batch = type(decoder_layers(llama.hf)[0]), left_pad(rows, llama.pad_id)
+    before, first = layer.forward, decoder_layers(llama.hf)[0]
+
+    def marking(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = before(self, hidden_states, *args, **kwargs)
+        found.mark = 1 if self is first else hidden_states.mark + 1  # passed on beside the stream
+        return found
+
+    assert resumes(llama, batch, 2)
+    monkeypatch.setattr(layer, "forward", marking)
+    assert not resumes(llama, batch, 2)
+    assert not [layer for layer in decoder_layers(llama.hf) if "forward" in layer.__dict__ or layer._forward_pre_hooks]
+
+
+@torch.no_grad()
+def test_what_enters_is_kept_whatever_becomes_of_the_stream(
+    llama: LoadedModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, batch = type(decoder_layers(llama.hf)[0]), left_pad(rows, llama.pad_id)
+    before, expected = layer.forward, entering(llama, batch, 1).states
+
+    def in_place(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return hidden_states.copy_(before(self, hidden_states, *args, **kwargs))
+
+    monkeypatch.setattr(layer, "forward", in_place)
+    assert torch.equal(entering(llama, batch, 1).states, expected)
+    assert float(expected.abs().max()) > 0
+
+
+@pytest.mark.parametrize("error", [KeyError("hidden_states"), AssertionError(), RuntimeError("shapes")])
+def test_a_model_that_fails_in_any_way_when_it_is_started_at_a_layer_runs_whole(
+    llama: LoadedModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("iconoclast_tl.models.resumption.entering", fail)
+    assert not resumes(llama, left_pad(rows, llama.pad_id), 1)
+
+
+def test_want_of_memory_says_nothing_of_whether_a_model_resumes(
+    llama: LoadedModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("too many")
+
+    monkeypatch.setattr("iconoclast_tl.models.resumption.entering", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        resumes(llama, left_pad(rows, llama.pad_id), 1)

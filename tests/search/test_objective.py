@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.evaluation.baseline import Baseline
+from iconoclast_tl.evaluation.generation import Lanes, Response
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
 from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import hf_sites
 from iconoclast_tl.prompts.prompt import Prompt
-from iconoclast_tl.search.objective import Objective, Scores
+from iconoclast_tl.search import objective
+from iconoclast_tl.search.objective import Goal, Objective, Scores
 from tests.edits.edits import random_edit, scaled
+from tests.models.test_resumption import edit_from
 
 
 def questions(rows: list[list[int]]) -> Questions:
@@ -77,3 +82,181 @@ def test_only_points_that_are_clearly_beaten_are_dropped(
     edits = [scaled(random_edit(), factor) for factor in (1.0, 0.0)]
     # Four prompts tell nothing apart: both stay, and both are scored as ever.
     assert objective.confirm(edits, "suppress") == objective(edits)
+
+
+Asked = list[tuple[int, list[int]]]
+"""(candidate, prompt) of every response that was generated."""
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> tuple[Asked, list[Response]]:
+    """What an objective asks the model to generate from now on, and what it gets."""
+    asked: Asked = []
+    said: list[Response] = []
+    honest = objective.generate
+
+    def counting(model: LoadedModel, rows: Any, *settings: Any, lanes: Lanes, **named: Any) -> list[Response]:
+        asked.extend(zip(lanes.candidates, rows, strict=True))
+        found = honest(model, rows, *settings, lanes=lanes, **named)
+        said.extend(found)
+        return found
+
+    monkeypatch.setattr(objective, "generate", counting)
+    return asked, said
+
+
+def telling(
+    model: LoadedModel, targets: list[list[int]], neutral: list[list[int]]
+) -> tuple[Objective, Questions, list[Edit]]:
+    """An objective whose marker is a word that an edit brings in at the first prompt, and nobody says elsewhere.
+
+    The two edits are this one and one that does nothing.
+    """
+    target, config, edit = questions(targets), EvaluationConfig(max_new_tokens=8), random_edit()
+    base = respond(model, {"target": target}, config)["target"]
+    with preview(edit, hf_sites(model.hf)):
+        edited = respond(model, {"target": target}, config)["target"]
+    silent = [*base, *(response for row, response in zip(targets, edited, strict=True) if row != targets[0])]
+    word = next(word for word in edited[0].text.split() if not any(word in response.text for response in silent))
+    config = EvaluationConfig(markers=(word,), max_new_tokens=8, kl_tokens=4, batch_size=5)
+    return objective_of(model, (target, questions(neutral), config)), target, [edit, scaled(edit, 0.0)]
+
+
+def of_targets(asked: Asked, target: Questions, neutral: Questions) -> list[int]:
+    """The candidates of target prompts."""
+    return [c for c, row in asked if row in target.rows and row not in neutral.rows]
+
+
+def test_what_a_shortfall_generated_is_not_generated_again(
+    llama: LoadedModel,
+    asked: tuple[Questions, Questions, EvaluationConfig],
+    generated: tuple[Asked, list[Response]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(objective, "FIRST_LOOK", 2)
+    edits, found = [scaled(random_edit(), factor) for factor in (0.0, 1.0)], objective_of(llama, asked)
+    expected = objective_of(llama, asked).confirm(edits, "suppress")
+    assert of_targets(generated[0], *asked[:2]) == [0, 0, 1, 1, 0, 1]  # nothing known: both are asked, in two looks
+    assert expected[0] is not None
+    rate = expected[0].behaviour_rate
+    assert 0 < rate < 1
+    generated[0].clear()
+    assert found.shortfall(edits[0], "suppress") == rate
+    assert found.shortfall(edits[0], "strengthen") == 1 - rate
+    assert of_targets(generated[0], *asked[:2]) == [0, 0, 0]
+    generated[0].clear()
+    assert found.confirm(edits, "suppress") == expected
+    assert of_targets(generated[0], *asked[:2]) == [1, 1, 1]
+    assert found(edits[::-1]) == expected[::-1]  # a look at a part is not taken for the whole
+
+
+def test_a_shortfall_is_the_share_that_misses_the_goal(llama: LoadedModel, rows: list[list[int]]) -> None:
+    found, _, (edit, _) = telling(llama, [rows[0], rows[4], rows[4]], rows[5:])
+    assert found.shortfall(edit, "suppress") == pytest.approx(1 / 3)
+    assert found.shortfall(edit, "strengthen") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("goal", ["suppress", "strengthen"])
+def test_a_look_at_a_part_counts_every_prompt_once(
+    llama: LoadedModel,
+    rows: list[list[int]],
+    generated: tuple[Asked, list[Response]],
+    goal: Goal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Six prompts tell 0 of 6 from 6 of 6, but no first look at two of them does, also where all six are known."""
+    found, target, edits = telling(llama, [rows[0]] * 6, rows[3:])
+    monkeypatch.setattr(objective, "FIRST_LOOK", 2)
+    found.shortfall(edits[0], goal)
+    found.shortfall(edits[1], goal)
+    generated[0].clear()
+    seen: list[list[int]] = []
+    honest = objective._undominated
+
+    def looking(going: Any, shows: Any, *rest: Any) -> list[int]:
+        seen.append([len(labels) for labels in shows])
+        return honest(going, shows, *rest)
+
+    monkeypatch.setattr(objective, "_undominated", looking)
+    found.confirm(edits, goal)
+    assert seen == [[2, 2], [6, 6]]
+    assert not of_targets(generated[0], target, questions(rows[3:]))
+
+
+def test_a_point_is_dropped_where_another_does_clearly_better_at_no_larger_kl(
+    llama: LoadedModel, rows: list[list[int]], generated: tuple[Asked, list[Response]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objective, "FIRST_LOOK", 6)
+    found, target, edits = telling(llama, [rows[0]] * 9, rows[3:])
+    scores = objective_of(llama, (target, questions(rows[3:]), found._base.config))(edits)
+    assert [one.behaviour_rate for one in scores] == [1, 0]
+    assert scores[0].kl_sequence > 0.01 > scores[1].kl_sequence
+    generated[0].clear()
+    assert found.confirm(edits, "suppress") == [None, scores[1]]
+    counts = [of_targets(generated[0], target, questions(rows[3:])).count(c) for c in (0, 1)]
+    assert counts == [6, 9]  # a first look was enough
+    assert not [row for c, row in generated[0] if c == 0 and row not in target.rows]  # and its spill is not asked
+    assert found.confirm(edits, "strengthen") == scores  # what it misses least costs most: neither beats the other
+    few, _, edits = telling(llama, [rows[0], rows[0], *[rows[4]] * 4], rows[3:])
+    assert [one.behaviour_rate for one in few(edits)] == [pytest.approx(1 / 3), 0]
+    assert None not in few.confirm(edits, "suppress")  # 2 of 6 against 0 of 6: within what chance explains
+
+
+def test_only_neutral_prompts_whose_response_changes_are_generated_from(
+    llama: LoadedModel, rows: list[list[int]], generated: tuple[Asked, list[Response]]
+) -> None:
+    neutral, config = questions(rows[1:]), EvaluationConfig(markers=("w1",), max_new_tokens=6, kl_tokens=2)
+    edits = [scaled(random_edit(), factor) for factor in (0.0, 0.3, 1.0)]
+    objective_of(llama, (questions(rows[:1]), neutral, config))(edits)
+    base, expected = respond(llama, {"neutral": neutral}, config)["neutral"], []
+    for c, edit in enumerate(edits):
+        with preview(edit, hf_sites(llama.hf)):
+            now = respond(llama, {"neutral": neutral}, config)["neutral"]
+        expected += [(c, row) for row, one, other in zip(neutral.rows, base, now, strict=True) if one != other]
+    assert sorted(pair for pair in generated[0] if pair[1] in neutral.rows) == sorted(expected)
+    assert {c for c, _ in expected} == {1, 2}
+    assert 0 < [c for c, _ in expected].count(1) < len(neutral.rows)
+
+
+def test_an_unchanged_response_has_the_label_that_the_base_was_given(
+    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
+) -> None:
+    found = objective_of(llama, asked)
+    labels = found._base.shows["neutral"]
+    labels[:] = [True, *[False] * (len(labels) - 1)]  # whatever it says
+    assert found([scaled(random_edit(), 0.0)])[0].spill_rate == 1 / len(labels)
+
+
+def test_a_response_is_generated_no_further_than_its_label(
+    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig], generated: tuple[Asked, list[Response]]
+) -> None:
+    behaviour = asked[2].behaviour()
+    objective_of(llama, asked)([scaled(random_edit(), 0.0)])
+    lengths = {behaviour.found_in(r.text): len(r.tokens) for r in generated[1]}  # the marker is an early word
+    assert lengths[True] < lengths[False] == 8
+
+
+def test_layers_that_no_edit_touches_are_run_once_and_only_where_the_model_allows(
+    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    honest = BaseContinuations.from_layer
+
+    def counting(self: BaseContinuations, layer: int) -> BaseContinuations:
+        started.append(layer)
+        return honest(self, layer)
+
+    monkeypatch.setattr(BaseContinuations, "from_layer", counting)
+    found = objective_of(llama, asked)
+    late, later, early = edit_from(1), edit_from(2), edit_from(0)
+    resumed = found([later, late])
+    assert started == [1]
+    for edits in ([later], [later, early]):
+        found(edits)
+        assert started == [1]  # one edit, or the first layer: nothing to gain
+    monkeypatch.setattr(objective, "resumes", lambda *model_batch_layer: False)
+    for one, other in zip(found([later, late]), resumed, strict=True):
+        assert (one.behaviour_rate, one.spill_rate) == (other.behaviour_rate, other.spill_rate)
+        assert one.kl_sequence == pytest.approx(other.kl_sequence, rel=1e-4, abs=1e-7)
+    assert started == [1]
+    assert resumed[1].kl_sequence != pytest.approx(resumed[0].kl_sequence, rel=0.01)  # layer 1 counts

@@ -122,10 +122,10 @@ def test_paths_are_prefix_free_and_every_node_is_read_from_a_row_that_begins_so(
 
 
 class Words:
-    """A tokenizer of numbers."""
+    """A tokenizer of numbers; 0 is special."""
 
     def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
-        return " ".join(f"w{token}" for token in tokens)
+        return " ".join(f"w{token}" for token in tokens if token or not skip_special_tokens)
 
 
 def test_bisection_finds_what_a_scan_finds() -> None:
@@ -139,3 +139,62 @@ def test_bisection_finds_what_a_scan_finds() -> None:
         assert path == (None if scan is None else tuple(tokens[:scan]))
         found.add(scan)
     assert len(found) > 4
+
+
+def test_every_candidate_has_its_own_odds_however_extreme() -> None:
+    rows, tree = paths_of(WAYS, INNOCENT).layout().tree([0, 1, 2])
+    generator = torch.Generator().manual_seed(1)
+    mild = torch.randn(1, len(rows), LONGEST, VOCABULARY, generator=generator)
+    found = tree_log_odds(torch.cat([mild, -mild, 300 * mild]), tree, 3)
+    exact = [tree_log_odds(factor * mild.double(), tree, 3)[0] for factor in (1, -1, 300)]
+    assert torch.allclose(found.double(), torch.stack(exact), rtol=1e-4)
+    assert bool(found.isfinite().all())
+    assert float(found[2].abs().max()) > 110  # a plain sum of exponentials has no float for this
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_tokens_rise_in_mean_probability_by_enough_and_not_too_many_of_them() -> None:
+    neutral = torch.full((1, 4), 0.25).log()
+    target = torch.tensor([[0.97, 0.01, 0.01, 0.01], [0.01, 0.95, 0.03, 0.01]]).log()  # no token rises in both
+    assert rising_tokens(target, neutral).tolist() == [0, 1]
+    assert rising_tokens(target, neutral, at_most=1).tolist() == [0]
+    slight = torch.tensor([[0.245, 0.245, 0.255, 0.255]]).log()
+    assert rising_tokens(slight, neutral).tolist() == []
+    assert sorted(rising_tokens(slight, neutral, least=0.001).tolist()) == [2, 3]
+
+
+def test_a_way_is_news_once_for_each_prompt() -> None:
+    paths = Paths(2)
+    assert [paths.shows(prompt, (5, 6)) for prompt in (1, 1, 0)] == [True, False, True]
+
+
+def test_longer_paths_stay_with_their_prompts_and_the_commonest_stands_in() -> None:
+    ways: list[list[Path]] = [[(5, 1)], [(5, 1), (6, 1)], []]
+    assert paths_of(ways, [(5, 2), (6, 2)]).layout().leaves == [[(5, 1)], [(5, 1), (6, 1)], [(5, 1)]]
+    rarer: list[list[Path]] = [[(6, 1)], [(5, 1), (6, 1)], []]
+    assert paths_of(rarer, [(5, 2), (6, 2)]).layout().leaves[2] == [(6, 1)]  # not the first by order, either
+
+
+def test_a_way_that_begins_an_innocent_response_stays_whole_and_ends_longer_ones() -> None:
+    assert paths_of([[(5, 6)]], [(5, 6, 7)]).layout().leaves == [[(5, 6)]]
+    assert paths_of([[(5, 6), (5, 6, 8)]], [(5, 6, 7)]).layout().leaves == [[(5, 6)]]
+    assert paths_of([[(5, 6, 8)]], [(5, 6, 7)]).layout().leaves == [[(5, 6, 8)]]  # without the shorter one it stays
+
+
+def test_no_row_is_fed_that_another_contains() -> None:
+    layout = paths_of([[(5, 6, 7), (5, 8)], [(5, 6, 7), (9, 9)]], [(5, 6, 1), (9, 1)]).layout()
+    assert layout.leaves == [[(5, 6, 7), (5, 8)], [(5, 6, 7), (9, 9)]]
+    assert layout.rows == [(0, (5, 6)), (1, (5, 6)), (1, (9,))]
+
+
+def test_every_node_is_read_where_its_own_beginning_is_fed() -> None:
+    layout = paths_of([[(5, 6, 7), (9, 8, 7)]], [(5, 6, 1), (9, 8, 1)]).layout()
+    rows, tree = layout.tree([0])
+    nodes = {layout.rows[rows[row]][1][:depth] for row, depth in zip(tree.row, tree.depth, strict=True)}
+    assert nodes == {(), (5,), (5, 6), (9,), (9, 8)}
+
+
+def test_special_tokens_do_not_come_between_the_words_of_a_marker() -> None:
+    behaviour = MarkerSet("test", "anywhere", ("w3 w1",))
+    assert deciding_path([3, 0, 1, 2], behaviour, Words()) == (3, 0, 1)
+    assert deciding_path([3, 4, 1, 2], behaviour, Words()) is None

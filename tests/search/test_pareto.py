@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.search.objective import Scores
-from iconoclast_tl.search.pareto import Candidate, choose, pareto_front
+from iconoclast_tl.search.pareto import Candidate, Rule, choose, pareto_front, take
 
 
 def candidate(number: int, rate: float, kl: float, spill: float = 0.0, first: float = 0.0) -> Candidate:
@@ -66,3 +67,47 @@ def test_the_kind_of_kl_decides() -> None:
 def test_no_trials_no_choice() -> None:
     with pytest.raises(UserError, match="no trial finished"):
         choose([], "knee", 0.05, "sequence")
+
+
+RULES: tuple[Rule, ...] = ("lexicographic", "knee", "least-kl")
+
+
+def test_strengthening_is_suppressing_what_is_missed() -> None:
+    rng = random.Random(1)
+    differs = 0
+    for _ in range(30):
+        points = [candidate(i, rng.randint(0, 8) / 8, rng.randint(0, 8) / 8, rng.randint(0, 2) / 2) for i in range(8)]
+        mirrored = [replace(p, scores=replace(p.scores, behaviour_rate=1 - p.scores.behaviour_rate)) for p in points]
+        fronts = pareto_front(points, "sequence", "suppress"), pareto_front(mirrored, "sequence", "strengthen")
+        assert [p.number for p in fronts[0]] == [p.number for p in fronts[1]]
+        for rule in RULES:
+            chosen = choose(points, rule, 1.0, "sequence").number
+            assert choose(mirrored, rule, 1.0, "sequence", "strengthen").number == chosen
+            differs += choose(mirrored, rule, 1.0, "sequence", "suppress").number != chosen
+        bound = min(p.scores.behaviour_rate for p in points)
+        chosen = choose(points, "least-kl", bound, "sequence").number
+        assert choose(mirrored, "least-kl", bound, "sequence", "strengthen").number == chosen
+    assert differs > 20  # the goal could have been ignored
+    assert Scores(0.25, 0, 0, 0).shortfall("suppress") == 0.25
+    assert Scores(0.25, 0, 0, 0).shortfall("strengthen") == 0.75
+
+
+def test_of_equal_points_the_earliest_is_taken_whatever_their_order() -> None:
+    points = [candidate(number, 0.0, 0.5) for number in (4, 2, 3)]
+    assert [point.number for point in pareto_front(points, "sequence")] == [2]
+    assert [choose(points, rule, 0.1, "sequence").number for rule in RULES] == [2, 2, 2]
+
+
+def test_the_knee_is_a_point_of_the_front_on_axes_scaled_to_their_range() -> None:
+    front = [candidate(0, 0.0, 0.001), candidate(1, 0.5, 0.0001), candidate(2, 1.0, 0.0)]
+    assert choose(front, "knee", 0.05, "sequence").number == 1  # unscaled, its KL would weigh nothing
+    beaten = [candidate(3, 2.0, 0.002), *front, candidate(4, 0.0, 1.0)]
+    assert choose(beaten, "knee", 0.05, "sequence").number == 1
+
+
+def test_a_candidate_is_taken_by_its_number_not_its_place() -> None:
+    points = [candidate(3, 0.0, 0.1), candidate(0, 0.1, 0.0)]
+    assert take(points, 0) is points[1]
+    assert take(points, 3) is points[0]
+    with pytest.raises(UserError, match=r"there is no candidate 1: want one of 3, 0"):
+        take(points, 1)
