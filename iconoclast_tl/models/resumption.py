@@ -33,20 +33,31 @@ class Entering:
         return Entering(self.layer, self.states[rows.to(self.states.device), columns])
 
 
+class _Reached(Exception):  # noqa: N818 - no error: what ends a pass that has nothing left to do
+    """Carries what enters a layer out of the forward pass."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
 @torch.no_grad()
 def entering(model: LoadedModel, batch: TokenBatch, layer: int) -> Entering:
-    """Run a batch and keep what enters `layer`."""
-    found: list[Tensor] = []
+    """Run a batch as far as `layer` and keep what enters it."""
 
-    def keep(module: Any, args: Any, kwargs: Any) -> None:
-        found.append((args[0] if args else kwargs["hidden_states"]).detach().clone())
+    def stop(module: Any, args: Any, kwargs: Any) -> None:
+        raise _Reached(
+            (args[0] if args else kwargs["hidden_states"]).clone()
+        )  # the values, and nothing that hangs on them
 
-    handle = decoder_layers(model.hf)[layer].register_forward_pre_hook(keep, with_kwargs=True)
+    handle = decoder_layers(model.hf)[layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
         model.hf(**model.inputs(batch), logits_to_keep=1, use_cache=False)
+    except _Reached as reached:
+        return Entering(layer, reached.states)
     finally:
         handle.remove()
-    return Entering(layer, found[0])
+    raise RuntimeError(f"layer {layer} was not run")
 
 
 @contextmanager

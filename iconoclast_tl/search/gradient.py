@@ -27,7 +27,7 @@ from iconoclast_tl.search.families import Family
 from iconoclast_tl.search.solver import Losses, Solver, Theta, screen
 from iconoclast_tl.search.trace import Point, Trace
 
-STARTS = 8
+STARTS = 4
 """First layers that are tried, at most."""
 SPARED = 0.01
 """Share of what an edit gains that is given up for not running the first layers."""
@@ -115,7 +115,7 @@ class GradientSearch:
         solver, n_layers = self._solver, self._solver.profile.n_layers
         starts = range(0, n_layers, math.ceil(n_layers / STARTS))
         strengths = torch.cat([solver.profile.strengths(theta, layer) for layer in (*starts, n_layers)])
-        prompts = solver.draw(2 * self._config.batch_size)
+        prompts = solver.draw(self._config.batch_size)
         measures = solver.measure([family] * len(strengths), strengths, *prompts)
         *losses, unedited = solver.loss(measures, price).tolist()
         return starts[last_near_least(losses, unedited, SPARED)]
