@@ -45,6 +45,8 @@ class Outcome:
     """Points of the front by name, with what the contestant measured of them on val; at least `rate`."""
     chosen: str
     """The name of the point that the contestant chose or shows first."""
+    report_seconds: float = 0.0
+    """Of the whole job, what came after the export: a report on the test split."""
 
     def to_json(self) -> dict[str, Any]:
         """As job.json keeps it."""
@@ -54,6 +56,7 @@ class Outcome:
             "peak_bytes": self.job.peak_bytes,
             "front": {name: dict(point) for name, point in self.front.items()},
             "chosen": self.chosen,
+            "report_seconds": self.report_seconds,
         }
 
 

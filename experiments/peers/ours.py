@@ -40,7 +40,8 @@ class Ours(Contestant):
         done = run_timed(command, folder / "run.log", environment=job.threads, tick=tick)
         results = read_results(folder / "run")
         front = {point["source"]: _claimed(point) for point in results["pareto"]}
-        return Outcome(done, results["timing"]["search"], front, chosen_name(results))
+        timing = results["timing"]
+        return Outcome(done, timing["search"], front, chosen_name(results), timing["evaluate"])
 
     def export_front(self, job: Job, folder: Path, tick: Tick) -> dict[str, Path]:
         """The points of the run's front."""
