@@ -15,10 +15,11 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.search.config import GradientConfig, OuterConfig, SearchConfig
-from iconoclast_tl.search.families import AS_SET, Source, set_name
+from iconoclast_tl.search.families import AS_SET, Source, families, set_name
 from iconoclast_tl.search.outer import OuterSpace, OuterStudy
 from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.search import Found, Job, find
+from iconoclast_tl.search.solver import Solver, screen
 from iconoclast_tl.search.space import Trial
 from tests.search.test_gradient import fresh_proxy
 
@@ -126,6 +127,30 @@ def test_what_was_chosen_is_what_is_built(
     assert edit.is_affine
     assert edit.row_normalization == "pre"
     torch.testing.assert_close(edit.directions[0, 0], source.directions["median, benign rank 2"].vectors[2])
+
+
+def test_an_inner_solve_goes_in_rounds_at_its_price(
+    llama: LoadedModel, rows: list[list[int]], source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(llama, rows, source, tmp_path)
+    asked: list[Any] = []
+    before = Solver.descend
+
+    def descend(self: Any, families: Any, theta: Any, price: float, steps: int, layer: int = 0) -> Any:
+        asked.append((theta.clone(), price, steps))
+        return before(self, families, theta, price, steps, layer)
+
+    monkeypatch.setattr(Solver, "descend", descend)
+    dear, cheap = (study.solve({**CHOSEN, "price": price}) for price in (0.5, 0.05))
+    assert len(asked) == 2 * CONFIG.outer.rounds
+    assert not torch.equal(asked[0][0], asked[1][0])  # from where the round before ended
+    assert torch.equal(asked[0][0], asked[2][0])
+    assert {steps for _, _, steps in asked} == {CONFIG.gradient.steps}
+    assert asked[0][1] == asked[1][1] == dear.price == pytest.approx(10 * cheap.price)
+    typical = Solver(fresh_proxy(llama, rows), "suppress", CONFIG.gradient, 0)
+    only = replace(source, directions={AS_SET: source.directions[AS_SET]})
+    unit = screen(typical, families(only, CONFIG.space, (False,), typical.proxy.sites)).unit
+    assert dear.price == pytest.approx(0.5 * unit)
 
 
 def test_the_space_has_every_choice_and_no_estimator_where_directions_are_given(source: Source) -> None:

@@ -1,0 +1,123 @@
+"""The walk over prices and the competition before it, with a solver whose answers are written down beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.sites import WRITERS
+from iconoclast_tl.search.families import Family
+from iconoclast_tl.search.gradient import GradientSearch
+from iconoclast_tl.search.proxy import Proxy, Said
+from iconoclast_tl.search.solver import Solver
+from iconoclast_tl.search.trace import Point, Trace
+from tests.search.test_gradient import CONFIG, all_families, fresh_proxy
+from tests.search.test_outer import make_source
+
+PRICES = [10000.0, 1000.0, 100.0, 10.0, 1.0]
+BEGUN = 0.125
+"""The number with which the competition left off."""
+
+
+class Written(Solver):
+    """Answers by price; every descent ends at a number that names its price."""
+
+    def __init__(self, proxy: Proxy, answers: Mapping[float, Mapping[str, float]], worth: Sequence[float] = ()) -> None:
+        config = CONFIG.model_copy(update={"prices": (PRICES[0], PRICES[-1], len(PRICES)), "survivors": 4})
+        super().__init__(proxy, "suppress", config, 0)
+        self.answers, self.worth = answers, worth
+        self.descents: list[tuple[float, float]] = []
+        self.competed: list[tuple[list[float], int]] = []
+
+    def descend(
+        self, families: Sequence[Family], theta: Any, price: float, steps: int, layer: int = 0
+    ) -> tuple[Any, Any]:
+        """From where it started, and at which price."""
+        indices = [family.parameters["direction_index"] for family in families]
+        if len(families) > 1 or self.competed:
+            self.competed.append((indices, steps))
+        self.descents.append((float(theta.flatten()[0]), price))
+        losses = torch.tensor([self.worth[int(index)] if self.worth else 0.0 for index in indices])
+        return torch.full_like(theta, price / 1e6), losses
+
+    def point(self, family: Family, theta: Any, price: float, layer: int = 0) -> Point:
+        """What is written."""
+        told = {"rate": 0.5, "proxy": 0.01, "broken": 0.0, "kl": 1.0, **self.answers.get(price, {})}
+        strengths = {name: [1.0] for name in WRITERS}
+        said = Said(told["rate"], told["broken"], 0)
+        return Point({"strengths": strengths}, theta[0].tolist(), price, told["proxy"], told["kl"], said)
+
+
+Walk = Callable[..., tuple[Written, list[float]]]
+
+
+@pytest.fixture
+def walk(llama: LoadedModel, rows: list[list[int]]) -> Walk:
+    family = all_families(make_source(["as set"]), llama)[0]
+
+    def made(val: float = 0.0, **answers: Mapping[str, float]) -> tuple[Written, list[float]]:
+        proxy = fresh_proxy(llama, rows)
+        solver = Written(proxy, {float(price[1:]): answer for price, answer in answers.items()})
+        numbers = torch.full((len(WRITERS), 3), BEGUN).tolist()
+        trace = Trace(family.parameters, numbers, 0, 1.0, proxy.paths.to_json())
+        found = GradientSearch(solver, on_val=lambda parameters: val).run([family], trace)
+        return solver, [point.price for point in found.points]
+
+    return made
+
+
+def test_prices_are_walked_from_the_middle_to_both_ends_each_from_the_one_before(walk: Walk) -> None:
+    solver, prices = walk()
+    assert prices == pytest.approx(PRICES)
+    assert solver.descents == [
+        (BEGUN, pytest.approx(100)),
+        (pytest.approx(1e-4), pytest.approx(10)),
+        (pytest.approx(1e-5), pytest.approx(1)),
+        (pytest.approx(1e-4), pytest.approx(1000)),  # from the middle again
+        (pytest.approx(1e-3), pytest.approx(10000)),
+    ]
+
+
+def test_responses_that_fell_apart_raise_the_next_price(walk: Walk) -> None:
+    solver, _ = walk(p100={"broken": 0.25})
+    assert [price for _, price in solver.descents[:3]] == pytest.approx([100, 12.5, 1])
+
+
+def test_where_hardly_any_strength_is_left_the_next_price_starts_anew(walk: Walk) -> None:
+    solver, _ = walk(p10={"kl": 0.04})
+    assert [start for start, _ in solver.descents[:3]] == pytest.approx([BEGUN, 1e-4, 0.5])
+    solver, _ = walk(p10={"kl": 0.06})
+    assert [start for start, _ in solver.descents[:3]] == pytest.approx([BEGUN, 1e-4, 1e-5])
+
+
+def test_looser_prices_end_where_the_behaviour_is_gone(walk: Walk) -> None:
+    assert walk(p100={"rate": 0.0})[1] == pytest.approx([10000, 1000, 100])
+    assert walk(p10={"rate": 0.0})[1] == pytest.approx([10000, 1000, 100, 10])
+    assert walk(p100={"rate": 0.0}, val=0.5)[1] == pytest.approx(PRICES)  # val gained, and may gain more
+
+
+def test_stricter_prices_end_where_it_is_back(walk: Walk) -> None:
+    assert walk(p1000={"proxy": 0.25})[1] == pytest.approx(
+        PRICES[1:]
+    )  # a quarter of the prompts show it without an edit
+    assert walk(p1000={"proxy": 0.2})[1] == pytest.approx(PRICES)
+    back = {"p1000": {"proxy": 0.25}, "p100": {"rate": 0.0}}
+    assert walk(**back)[1] == pytest.approx([10000, 1000, 100])  # two points are too few
+
+
+def test_the_better_half_goes_on_and_the_best_wins(llama: LoadedModel, rows: list[list[int]]) -> None:
+    families = [one for one in all_families(make_source(["as set"]), llama) if not one.parameters["affine"]]
+    assert len(families) == 4
+    for worth, best in ([3.0, 1.0, 2.0], 1.0), ([1.0, float("nan"), 2.0], 0.0):
+        solver = Written(fresh_proxy(llama, rows), {}, worth)
+        solver.config = solver.config.model_copy(update={"refine_steps": 5})
+        trace = GradientSearch(solver).run([one for one in families if one.parameters["direction_scope"] == "global"])
+        (first, early), (second, late) = solver.competed[:2]
+        assert sorted(first) == [0.0, 1.0, 2.0]
+        assert second == [best, 2.0]
+        assert (early, late) == (2, 3)
+        assert trace.family["direction_index"] == best
