@@ -25,7 +25,7 @@ def write_cards(workspace: Workspace) -> None:
         recipe["rates were measured on"] = f"{settings.model.quantization} weights, under the preview"
     for kind, place in (("adapter", folder.adapter), ("merged", folder.merged)):
         if place.is_dir():
-            card = model_card(kind, settings.model.name, settings.behaviour, recipe, measured)
+            card = model_card(kind, settings.model.name, settings.behaviour, settings.search.goal, recipe, measured)
             write_text(place / "README.md", card)
 
 

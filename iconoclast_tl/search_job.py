@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from itertools import product
 
 from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.directions.estimate import DirectionConfig, estimate_directions
+from iconoclast_tl.directions.estimate import DirectionConfig
+from iconoclast_tl.directions.sets import UNFILTERED, DirectionSets, set_name
 from iconoclast_tl.folding.merge import require_mergeable_bias
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.families import AS_SET, UNFILTERED, Source, set_name
+from iconoclast_tl.search.families import Source
 from iconoclast_tl.search.search import Job
 from iconoclast_tl.workspace import Workspace
 
@@ -67,39 +67,15 @@ def _readable(workspace: Workspace) -> SearchConfig:
     return search.model_copy(update={"outer": search.outer.model_copy(update={"row_normalizations": ("none",)})})
 
 
-class DirectionSets(Mapping[str, Directions]):
-    """Directions by name, each set estimated when it is first asked for."""
-
-    def __init__(self, as_set: Directions, activations: Activations, others: Mapping[str, DirectionConfig]) -> None:
-        self._known, self._activations, self._others = {AS_SET: as_set}, activations, others
-
-    def __getitem__(self, name: str) -> Directions:
-        """Raises KeyError for a name that there is not."""
-        if name not in self._known:
-            target, neutral = self._activations.target_train, self._activations.neutral_train
-            as_set = self._known[AS_SET]
-            vectors = estimate_directions(target, neutral, self._others[name])
-            self._known[name] = Directions(vectors, as_set.separation, as_set.provenance)
-        return self._known[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """`as set` first."""
-        return iter((AS_SET, *self._others))
-
-    def __len__(self) -> int:
-        """How many sets there are."""
-        return 1 + len(self._others)
-
-
 def _direction_sets(workspace: Workspace, directions: Directions, activations: Activations) -> DirectionSets:
     """The directions as set and, unless they came from a file, what the method may choose beside them."""
     config, search = workspace.settings.directions, workspace.settings.search
     others: dict[str, DirectionConfig] = {}
     if config.file is None and search.method == "outer":
-        chosen = product(search.outer.estimators, (False, True), search.outer.benign_ranks)
-        for values in chosen:
-            parts = dict(zip(("estimator", "orthogonalize", "benign_rank"), values, strict=True))
-            others[set_name(parts)] = config.model_copy(update=parts)
+        for values in product(search.outer.estimators, (False, True), search.outer.benign_ranks):
+            chosen = dict(zip(("estimator", "orthogonalize", "benign_rank"), values, strict=True))
+            other = config.model_copy(update=chosen)
+            others[set_name(other)] = other
     elif config.file is None and (config.orthogonalize or config.benign_rank):
         others[UNFILTERED] = config.model_copy(update={"orthogonalize": False, "benign_rank": 0})
     return DirectionSets(directions, activations, others)

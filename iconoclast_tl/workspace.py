@@ -83,12 +83,16 @@ class Workspace:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add to the manifest how long a stage took; of one that was stopped and continued, both parts."""
+        """Add to the manifest how long a stage took; of one that was interrupted and continued, both parts (not of one
+        that was killed: it could not write).
+        """
         start = time.perf_counter()
-        yield
-        before = (self.folder.read_manifest() or {}).get("timing", {})
-        spent = before.get(stage, 0) + time.perf_counter() - start
-        self.remember(timing={**before, stage: round(spent, 3)})
+        try:
+            yield
+        finally:
+            before = (self.folder.read_manifest() or {}).get("timing", {})
+            spent = before.get(stage, 0) + time.perf_counter() - start
+            self.remember(timing={**before, stage: round(spent, 3)})
 
     def remember(self, **parts: Any) -> None:
         """Put `parts` into the manifest."""

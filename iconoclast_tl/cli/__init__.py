@@ -37,3 +37,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported before it is needed
+            raise
+        line = "memory runs out with a single row; load the model with a narrower --dtype, or on another --device"
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)

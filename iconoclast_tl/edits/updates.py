@@ -63,6 +63,7 @@ def apply_update(
     rows: for each row of the batch (y's first axis) its candidate; None where there is one candidate.
     """
     source = y if update.source == "output" else x
+    rows = None if rows is None else rows.to(y.device)  # layers may lie on several devices
     assert source is not None  # every hook on an output gets its module's input too
     dtype = torch.promote_types(torch.promote_types(y.dtype, torch.float32), strengths.dtype)
     states, read = y.to(dtype).reshape(len(y), -1, y.shape[-1]), source.to(dtype).reshape(len(y), -1, source.shape[-1])
@@ -154,11 +155,12 @@ def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdat
 
 def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -> tuple[SiteUpdate, Tensor]:
     first = next(update for update, _ in candidates if update is not None)
-    updates = [first if update is None else update for update, _ in candidates]
+    updates = [first if update is None else update.to(first.reads.device) for update, _ in candidates]
     if len({update.source for update in updates}) > 1:
         raise ValueError("edits with and without row normalisation `full` do not go into one batch")
     k = max(update.reads.shape[1] for update in updates)
-    strengths = [first.writes.new_zeros(1, k) if given is None else _pad(given, k) for _, given in candidates]
+    some = next(given for _, given in candidates if given is not None)
+    strengths = [some.new_zeros(1, k) if given is None else _pad(given.to(some.device), k) for _, given in candidates]
     kappas = [torch.zeros_like(u.writes) if u.constants is None else u.constants for u in updates]
     reads = _shared(torch.cat([_pad(update.reads, k) for update in updates]))
     writes = _shared(torch.cat([_pad(update.writes, k) for update in updates]))

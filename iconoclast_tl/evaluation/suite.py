@@ -40,7 +40,7 @@ class EvaluationConfig(StageConfig):
     kl_tokens: int = Field(16, ge=1)
     """Tokens of the base's own continuation over which the sequence KL is averaged; never more than the budget."""
     batch_size: Annotated[int, Changeable] = Field(128, ge=1)
-    """Prompts in one forward pass; for generation halved by itself where memory runs out."""
+    """Prompts in one forward pass; halved by itself where memory runs out."""
 
     @property
     def kl_length(self) -> int:

@@ -5,16 +5,32 @@ for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+CHANGED = {
+    "suppress": "was ablated from what its attention and MLP blocks write into the residual stream",
+    "strengthen": "was amplified in what its attention and MLP blocks write into the residual stream",
+}
+"""What was done to the direction, by the goal of the search."""
+WARNED = {
+    "suppress": "Where the behaviour is a safeguard, this model lacks it: do not put it in front of users.",
+    "strengthen": "This model shows the behaviour more than its makers meant it to: do not put it in front of users.",
+}
+"""What that means for its use."""
 
 
 def model_card(
-    kind: str, base: str, behaviour: str, recipe: Mapping[str, Any], results: Mapping[str, Any] | None
+    kind: str,
+    base: str,
+    behaviour: str,
+    goal: Literal["suppress", "strengthen"],
+    recipe: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
 ) -> str:
     """Markdown with the metadata block that the hub reads.
 
-    kind: `adapter` or `merged`. behaviour: its name. recipe: how the edit was made, for the table. results: the
-    contents of results.json, or None where nothing was measured yet, which the card then says.
+    kind: `adapter` or `merged`. behaviour: its name. goal: of the search. recipe: how the edit was made, for the table.
+    results: the contents of results.json, or None where nothing was measured yet, which the card then says.
     """
     header = ["---", f"base_model: {base}", "tags:", "- iconoclast_tl", "- interpretability", "- model-edit"]
     header += ["library_name: peft"] if kind == "adapter" else ["library_name: transformers"]
@@ -26,8 +42,7 @@ def model_card(
         f"# An edited model: {behaviour}",
         "",
         f"This is a {what} that changes `{base}`: the direction along which it represents the behaviour *{behaviour}* "
-        "was ablated from what its attention and MLP blocks write into the residual stream. **It is not the original "
-        "model and does not behave like it.**",
+        f"{CHANGED[goal]}. **It is not the original model and does not behave like it.**",
         "",
         "## How",
         "",
@@ -41,8 +56,8 @@ def model_card(
         "",
         "## Intended use",
         "",
-        "Research: understanding how behaviours are represented, auditing how fragile they are. Where the behaviour "
-        "is a safeguard, this model lacks it: do not put it in front of users. The base model's licence terms hold.",
+        f"Research: understanding how behaviours are represented, auditing how fragile they are. {WARNED[goal]} "
+        "The base model's licence terms hold.",
         "",
         "Made with iconoclast_tl.",
     ]

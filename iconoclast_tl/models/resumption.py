@@ -75,14 +75,18 @@ def starting_at(model: LoadedModel, kept: Entering) -> Iterator[None]:
 
     # First of the layer's hooks: an edit of what enters it comes after.
     handle = layers[kept.layer].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
+    below = list(layers[: kept.layer])
+    own = [layer.__dict__.get("forward") for layer in below]  # accelerate puts one there
     try:
-        for layer in layers[: kept.layer]:
+        for layer in below:
             layer.forward = pass_on  # an attribute of the instance, in front of the class's method
         yield
     finally:
         handle.remove()
-        for layer in layers[: kept.layer]:
-            layer.__dict__.pop("forward", None)
+        for layer, forward in zip(below, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.directions.sets import AS_SET, UNFILTERED
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.families import AS_SET, UNFILTERED
 from iconoclast_tl.search.pareto import Candidate, pareto_front
 from iconoclast_tl.search.search import Found
 
@@ -30,7 +30,7 @@ def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfi
             for candidate in front
         ],
         "chosen": {
-            "rule": config.choose if config.take is None else "taken by number",
+            "rule": _rule(config),
             "source": source_of(chosen.number, config),
             "edit": edit.digest(),
             "strengths": {name: values[0].tolist() for name, values in edit.strengths.items()},
@@ -71,6 +71,10 @@ def card_recipe(directions: Directions, edit: Edit, trial: Mapping[str, Any], se
     }
 
 
+def _rule(search: SearchConfig) -> str:
+    return search.choose if search.take is None else "taken by number"
+
+
 def _of_its_own(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """How an edit's directions were made, where not as set."""
     if parameters.get("directions") == UNFILTERED:
@@ -80,4 +84,4 @@ def _of_its_own(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _searched(search: SearchConfig, trial: Mapping[str, Any]) -> list[str]:
     method = "gradient" if search.method == "gradient" else f"{search.method}, {search.trials} trials"
-    return [f"preset {search.preset}", method, f"rule {search.choose}", source_of(trial["trial"], search)]
+    return [f"preset {search.preset}", method, search.goal, f"rule {_rule(search)}", source_of(trial["trial"], search)]

@@ -96,7 +96,8 @@ class SearchConfig(StageConfig):
     batch_trials: int = Field(1, ge=1)
     """Trials whose edits are asked in one batch of the model."""
     kl: KlKind = "sequence"
-    """The divergence to be kept small: over the base's continuation, or at its first token only."""
+    """The divergence by which candidates are compared: over the base's continuation, or at its first token only. A
+    gradient always prices the first."""
     space: KernelSpace = KernelSpace()
     """Ranges of the kernel, for `tpe`."""
     gradient: GradientConfig = GradientConfig()

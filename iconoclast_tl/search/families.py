@@ -14,16 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.directions.sets import AS_SET
 from iconoclast_tl.edits.edit import Edit, EditConfig
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.sites import WRITERS, Component, HookedModule, Site
 from iconoclast_tl.search.space import KernelSpace, build_edit
 
-AS_SET = "as set"
-"""The name of the directions that the settings mean."""
-UNFILTERED = "unfiltered"
-"""The name of the same without filters."""
 Strengths = Float[Tensor, "candidate component layer"]
 """λ of the writers, in the order of `WRITERS`."""
 
@@ -33,7 +30,7 @@ class Source:
     """Where edits come from: directions by name, and what an edit needs besides."""
 
     directions: Mapping[str, Directions]
-    """`as set` first, and perhaps others (`unfiltered`, or those of `set_name`)."""
+    """`as set` first, and perhaps others (`directions.sets`)."""
     edit: EditConfig
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]]
 
@@ -96,14 +93,6 @@ def families(
 def family(source: Source, parameters: Mapping[str, Any], sites: Mapping[Site, HookedModule]) -> Family:
     """The family that these parameters name."""
     return Family(parameters, edit_updates(source.build({**parameters, "strengths": _ones(source)}), sites))
-
-
-def set_name(parameters: Mapping[str, Any]) -> str:
-    """Of the directions by an estimator and filters, such as `mean, orthogonalized, benign rank 8`."""
-    parts = [parameters["estimator"]]
-    parts += ["orthogonalized"] if parameters["orthogonalize"] else []
-    parts += [f"benign rank {parameters['benign_rank']}"] if parameters["benign_rank"] else []
-    return ", ".join(parts)
 
 
 def stack_families(chosen: Sequence[Family], strengths: Strengths) -> Updates:

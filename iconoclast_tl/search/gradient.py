@@ -65,10 +65,18 @@ class GradientSearch:
         else:
             self._say(f"going on from {len(trace.points)} points")
             self._proxy.paths.load(trace.paths)
-        (family,) = (family for family in families if family.parameters == trace.family)
+        family = next((one for one in families if one.parameters == trace.family), None)
+        if family is None:
+            raise UserError(
+                "the search that is kept chose a kind of edit that is not asked for any more",
+                got=str(dict(trace.family)),
+                mend="set fold.merge and edit.affine as they were, or pass another --out",
+            )
         self._start_at(trace.layer)
         self._say(f"direction: {family}; edited from layer {trace.layer}")
         self._walk_both(family, trace, track)
+        if not trace.points:
+            raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
         trace.done = True
         self._keep(trace)
         return trace
@@ -85,13 +93,18 @@ class GradientSearch:
         """The families of least loss at strength 1 (−1 to strengthen), and the unit of prices."""
         screened = screen(self._solver, families)
         losses = self._solver.loss(screened.measures, self._middle_price(screened.unit))
+        order = self._finite(families, losses)
+        return [families[i] for i in order[: self._config.survivors]], screened.unit
+
+    def _finite(self, families: Sequence[Family], losses: Losses) -> list[int]:
+        """Those whose loss is finite, least loss first; the others are named."""
         for i, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
                 self._say(f"{families[i]} gives a loss that is not finite and is dropped")
         order = finite_by_rise(losses)
         if not order:
             raise UserError("no candidate direction gives a finite loss", mend="load the model in a wider --dtype")
-        return [families[i] for i in order[: self._config.survivors]], screened.unit
+        return order
 
     def _compete(self, families: Sequence[Family], price: float, track: Track) -> tuple[Family, Theta]:
         """Some steps of Adam for every survivor, in one batch, half of them dropped halfway: the best, its numbers."""
@@ -102,7 +115,8 @@ class GradientSearch:
             if not n:
                 continue
             theta, losses = self._solver.descend(left, theta, price, n)
-            order = finite_by_rise(losses) or [0]
+            finite = theta.isfinite().all(-1).all(-1)
+            order = self._finite(left, torch.where(finite, losses, math.nan))
             kept = order[: 1 if number == len(rounds) - 1 else math.ceil(len(left) / 2)]
             left, theta = [left[i] for i in kept], theta[kept]
         return left[0], theta[:1]

@@ -74,11 +74,11 @@ class Objective:
         every = self._scores(edits, drop=None)
         return [scores for scores in every if scores is not None]
 
-    def confirm(self, edits: Sequence[Edit], goal: Goal) -> list[Scores | None]:
+    def confirm(self, edits: Sequence[Edit], goal: Goal, kl: KlKind = "sequence") -> list[Scores | None]:
         """Score edits; None for one that, after a first look, another beats beyond what chance explains."""
-        return self._scores(edits, drop=goal)
+        return self._scores(edits, (goal, kl))
 
-    def _scores(self, edits: Sequence[Edit], drop: Goal | None) -> list[Scores | None]:
+    def _scores(self, edits: Sequence[Edit], drop: tuple[Goal, KlKind] | None) -> list[Scores | None]:
         if not edits:
             return []
         continuations = self._continuations(edits)
@@ -102,7 +102,7 @@ class Objective:
         return found.from_layer(layer) if resumes(model, batch, layer) else found
 
     def _target_labels(
-        self, assigned: Rows, edits: Sequence[Edit], moved: Moved, drop: Goal | None
+        self, assigned: Rows, edits: Sequence[Edit], moved: Moved, drop: tuple[Goal, KlKind] | None
     ) -> tuple[list[list[bool]], list[int]]:
         """Labels of every candidate still going, and which are."""
         n, going = self._n_targets, list(range(len(edits)))
@@ -112,7 +112,7 @@ class Objective:
             for c, labels in self._shown(assigned, edits, dict.fromkeys(going, prompts)).items():
                 shows[c] += labels
             if drop is not None:
-                going = _undominated(going, shows, moved, drop)
+                going = _undominated(going, shows, moved, *drop)
         return shows, going
 
     def _shown(self, assigned: Rows, edits: Sequence[Edit], wanted: Mapping[int, range]) -> dict[int, list[bool]]:
@@ -155,9 +155,11 @@ def _share(labels: Sequence[bool]) -> float:
     return sum(labels) / len(labels)
 
 
-def _undominated(going: Sequence[int], shows: Sequence[Sequence[bool]], moved: Moved, goal: Goal) -> list[int]:
+def _undominated(
+    going: Sequence[int], shows: Sequence[Sequence[bool]], moved: Moved, goal: Goal, kind: KlKind
+) -> list[int]:
     """Without those whose interval lies above that of one with no larger KL: more prompts would hardly change it."""
     wanted = [[shown == (goal == "suppress") for shown in shows[c]] for c in going]
     missed = {c: rate(labels, 0) for c, labels in zip(going, wanted, strict=True)}
-    kl = [divergence.sequence for divergence in moved.divergences]
+    kl = [d.sequence if kind == "sequence" else d.first_token for d in moved.divergences]
     return [c for c in going if not any(kl[o] <= kl[c] and missed[o].high < missed[c].low for o in going)]

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from iconoclast_tl.directions.estimate import DirectionConfig
+from iconoclast_tl.directions.sets import AS_SET, set_name
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.families import AS_SET, Source, families, family, set_name
+from iconoclast_tl.search.families import Source, families, family
 from iconoclast_tl.search.objective import Objective
 from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.solver import Solver, screen
@@ -73,7 +75,8 @@ class OuterStudy:
         gradient = self._config.gradient.model_copy(update={"profile": chosen["profile"]})
         proxy = self._new_proxy()
         solver = Solver(proxy, self._config.goal, gradient, self._seed)
-        name = set_name(chosen) if "estimator" in chosen else AS_SET
+        estimated = {name: chosen[name] for name in ("estimator", "orthogonalize", "benign_rank") if name in chosen}
+        name = set_name(DirectionConfig(**estimated)) if estimated else AS_SET
         try:
             mine = family(self._source, {**chosen, "directions": name}, proxy.sites)
         except UserError as error:  # no direction there: a choice of this trial alone, and no end of the study
@@ -89,7 +92,7 @@ class OuterStudy:
         return point
 
     def _measure_unit(self) -> float:
-        """Of prices: as the search by gradient has it for the directions as they are set."""
+        """Of prices: what a typical direction costs, of plain edits by the directions as they are set."""
         as_set = Source({AS_SET: self._source.directions[AS_SET]}, self._source.edit, self._source.neutral_writes)
         proxy = self._new_proxy()
         solver = Solver(proxy, self._config.goal, self._config.gradient, self._seed)

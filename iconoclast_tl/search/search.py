@@ -13,7 +13,6 @@ from torch import Tensor
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.foundation.storage import read_json, write_json
 from iconoclast_tl.models.sites import HookedModule, Site
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source, families
@@ -26,7 +25,7 @@ from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.solver import Solver
 from iconoclast_tl.search.space import suggest
 from iconoclast_tl.search.study import Outcome, Score, Suggest, run_study
-from iconoclast_tl.search.trace import Point, Trace
+from iconoclast_tl.search.trace import Point, Trace, read_trace, write_trace
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Job:
     @cached_property
     def objective(self) -> Objective:
         """Made when it is first asked: a search that is complete asks the model nothing."""
-        self.val.require_shown("val")
+        require_open(self.val, "val", self.config.goal)
         return Objective(self.val, self.sites)
 
 
@@ -73,13 +72,13 @@ def find(job: Job) -> Found:
 
 
 def _by_tpe(job: Job) -> Found:
-    n_layers = job.source.n_layers
+    n_layers, space = job.source.n_layers, job.config.space.for_goal(job.config.goal)
 
     def score(batch: Sequence[dict[str, Any]]) -> list[Outcome]:
         scores = job.objective([job.source.build(parameters) for parameters in batch])
         return [Outcome(parameters, one) for parameters, one in zip(batch, scores, strict=True)]
 
-    found = _study(job, lambda trial: suggest(trial, job.config.space, n_layers), score)
+    found = _study(job, lambda trial: suggest(trial, space, n_layers), score)
     return Found(found, {"method": "tpe", "goal": job.config.goal, "trials": len(found)})
 
 
@@ -101,6 +100,12 @@ def _by_outer(job: Job) -> Found:
     return Found(changing(found), about)
 
 
+def _tell_of_no_gain(job: Job, scores: Sequence[Scores | None]) -> None:
+    best = min((one.shortfall(job.config.goal) for one in scores if one is not None), default=1.0)
+    if best >= job.objective.base_scores.shortfall(job.config.goal):
+        job.say("warning: no edit that was found serves the goal on val any better than the base does")
+
+
 def changing(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without those of a price so dear that every strength is 0: they leave the base, which is no edit."""
     found = [one for one in candidates if any(map(any, one.parameters["strengths"].values()))]
@@ -118,18 +123,19 @@ def _study(job: Job, suggest: Suggest, score: Score) -> list[Candidate]:
 
 
 def _by_gradient(job: Job) -> Found:
-    trace, about = _read_trace(job.trace)
+    trace, about = read_trace(job.trace)
     if trace is None or not trace.done:
         trace, about = _traced(job, trace)
     points = trace.points
     if "confirmed" not in about:
         front = proxy_front(points, job.config.goal)
         edits = [job.source.build(points[number].parameters) for number in front]
-        found = dict(zip(front, job.objective.confirm(edits, job.config.goal), strict=True))
+        found = dict(zip(front, job.objective.confirm(edits, job.config.goal, job.config.kl), strict=True))
         scores = [found.get(number) for number in range(len(points))]
+        _tell_of_no_gain(job, scores)
         about = {**about, "confirmed": [one and one.to_json() for one in scores]}
         about["proxy_rank_correlation"] = agreement(points, scores)
-        _write_trace(job.trace, trace, about)
+        write_trace(job.trace, trace, about)
     confirmed = [one and Scores(**one) for one in about["confirmed"]]
     candidates = [
         Candidate(number, point.parameters, scores, point.proxy_rate)
@@ -141,6 +147,7 @@ def _by_gradient(job: Job) -> Found:
 
 def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
     config = job.config.gradient
+    _ = job.objective  # what val cannot tell is told before the search
     tokens = _told_first_tokens(job)
     proxy = _proxy(job, _scored_tokens(job, tokens))
     competing = families(job.source, job.config.space, job.affine, job.sites)
@@ -156,12 +163,9 @@ def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
         Solver(proxy, job.config.goal, config, job.seed),
         job.say,
         on_val=lambda parameters: job.objective.shortfall(job.source.build(parameters), job.config.goal),
-        keep=lambda trace: _write_trace(job.trace, trace, about),
+        keep=lambda trace: write_trace(job.trace, trace, about),
     )
-    trace = search.run(competing, kept, job.track)
-    if not trace.points:
-        raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
-    return trace, about
+    return search.run(competing, kept, job.track), about
 
 
 def proxy_front(points: Sequence[Point], goal: Goal) -> list[int]:
@@ -193,7 +197,21 @@ def _scored_tokens(job: Job, tokens: FirstTokens) -> Tensor | None:
     return tokens.ids
 
 
+def require_open(base: Baseline, split: str, goal: Goal) -> None:
+    """Raise `UserError` where the base shows the behaviour never, or always and it is to be strengthened."""
+    base.require_shown(split)
+    shows = base.shows["target"]
+    if goal == "strengthen" and all(shows):
+        raise UserError(
+            "the model always shows the behaviour",
+            got=f"{len(shows)} of {len(shows)} {split} target prompts",
+            want="some at which it does not, to strengthen it there",
+            mend="give other --target prompts, or pass --goal suppress",
+        )
+
+
 def _proxy(job: Job, tokens: Tensor | None) -> Proxy:
+    require_open(job.train, "train", job.config.goal)
     return Proxy(job.train, job.sites, job.config.gradient.temperature, tokens)
 
 
@@ -237,19 +255,3 @@ def _shown(point: Point) -> dict[str, Any]:
         "on_policy": asdict(point.said),
         "val_missed": point.val_missed,
     }
-
-
-def _write_trace(path: Path, trace: Trace, about: Mapping[str, Any]) -> None:
-    write_json(path, {"trace": trace.to_json(), "about": dict(about)})
-
-
-def _read_trace(path: Path) -> tuple[Trace | None, dict[str, Any]]:
-    if not path.is_file():
-        return None, {}
-    content = read_json(path)
-    try:
-        return Trace.from_json(content["trace"]), content["about"]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged", got=error, mend="remove it to search again, or pass another --out"
-        ) from error

@@ -71,17 +71,20 @@ class Solver:
     def measure(
         self, families: Sequence[Family], strengths: Strengths, targets: Targets, neutrals: Neutrals
     ) -> Measures:
-        """Of many candidates, as many at once as the evaluation's batches have room for."""
-        proxy = self.proxy
+        """Of many candidates, as many rows at once as the evaluation's batches have room for."""
+        proxy, rows = self.proxy, self.proxy.base.config.batch_size
 
-        def ask(part: Tensor) -> tuple[Tensor, Tensor]:
-            chosen = [families[c] for c in part.tolist()]
+        def ask(part: Tensor) -> Measures:
+            chosen, n = [families[c] for c in part.tolist()], len(part)
             with hooked(stack_families(chosen, strengths[part]), proxy.sites) as assigned:
-                return proxy.log_odds(assigned, targets, len(part)), proxy.kl(assigned, neutrals, len(part))
+                room = Room(max(rows // n, 1))
+                odds = room.over(targets, lambda prompts: proxy.log_odds(assigned, prompts, n))
+                kl = room.over(neutrals, lambda prompts: proxy.kl(assigned, prompts, n))
+                return Measures(torch.cat(odds, 1), torch.cat(kl, 1))
 
-        room = Room(max(proxy.base.config.batch_size // max(len(targets), len(neutrals)), 1))
-        odds, kl = zip(*room.over(torch.arange(len(families)), ask), strict=True)
-        return Measures(torch.cat(odds), torch.cat(kl))
+        candidates = Room(max(rows // max(len(targets), len(neutrals)), 1))
+        found = candidates.over(torch.arange(len(families)), ask)
+        return Measures(torch.cat([one.odds for one in found]), torch.cat([one.kl for one in found]))
 
     def loss(self, measures: Measures, price: float) -> Losses:
         """Without the smoothness, which is no measure."""
@@ -94,9 +97,9 @@ class Solver:
         losses, gradient = torch.zeros(n), torch.zeros_like(theta)
 
         def add(loss: Losses) -> None:
-            losses.add_(loss.detach())
             (part,) = torch.autograd.grad(loss.sum(), theta)
             gradient.add_(part)
+            losses.add_(loss.detach())  # last: where memory runs out above, all of this is done again
 
         def differentiate(prompts: Tensor, term: Callable[[Rows, Tensor], Float[Tensor, "candidate part"]]) -> None:
             def work(part: Tensor) -> None:
@@ -108,8 +111,8 @@ class Solver:
 
         differentiate(targets, lambda assigned, part: self._missed(proxy.log_odds(assigned, part, n)))
         differentiate(neutrals, lambda assigned, part: price * proxy.kl(assigned, part, n))
-        if self.config.smoothness:
-            steps = self.profile.strengths(theta, layer).diff(dim=-1)
+        steps = self.profile.strengths(theta, layer)[..., layer:].diff(dim=-1)
+        if self.config.smoothness and steps.shape[-1]:
             add(self.config.smoothness * steps.square().mean((1, 2)))
         return losses, gradient
 

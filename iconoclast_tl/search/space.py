@@ -20,6 +20,7 @@ from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
 from iconoclast_tl.edits.profiles import Kernel
 from iconoclast_tl.foundation.stage_config import StageConfig
 from iconoclast_tl.models.sites import WRITERS, Component
+from iconoclast_tl.search.objective import Goal
 
 DirectionScope = Literal["global", "per layer"]
 Range = tuple[float, float]
@@ -34,13 +35,20 @@ class KernelSpace(StageConfig):
     direction_index: Range = (0.4, 0.9)
     """Of the one direction, as a share of L−1."""
     max_weight: Range = (0.8, 1.5)
-    """The kernel's peak λ."""
+    """The kernel's peak λ; with the other sign where the goal is to strengthen."""
     max_weight_position: Range = (0.6, 1.0)
     """Where the peak is, as a share of L−1."""
     min_weight: Range = (0.0, 1.0)
     """The kernel's floor, as a share of its peak."""
     min_weight_distance: Range = (0.0, 0.6)
     """How far the kernel reaches, as a share of L−1; never less than one layer."""
+
+    def for_goal(self, goal: Goal) -> KernelSpace:
+        """The same with peaks below zero where the goal is to strengthen and they are given above."""
+        low, high = self.max_weight
+        if goal == "suppress" or low < 0:
+            return self
+        return self.model_copy(update={"max_weight": (-high, -low)})
 
     @model_validator(mode="after")
     def _ranges_rise_within_their_bounds(self) -> KernelSpace:

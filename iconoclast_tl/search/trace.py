@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.foundation.storage import read_json, write_json
 from iconoclast_tl.search.proxy import Said
 
 Numbers = list[Any]
@@ -21,6 +24,7 @@ class Point:
     numbers: Numbers
     """Of the profile; they made the strengths in `parameters`."""
     price: float
+    """Of the grid; where responses fell apart before, steps were taken at a dearer one."""
     proxy_rate: float
     """Mean probability of the known ways into the behaviour, on train prompts."""
     proxy_kl: float
@@ -68,3 +72,21 @@ class Trace:
 
 def _point(content: Mapping[str, Any]) -> Point:
     return Point(**{**content, "said": Said(**content["said"])})
+
+
+def write_trace(path: Path, trace: Trace, about: Mapping[str, Any]) -> None:
+    """Keep a trace, with what else a result says of it."""
+    write_json(path, {"trace": trace.to_json(), "about": dict(about)})
+
+
+def read_trace(path: Path) -> tuple[Trace | None, dict[str, Any]]:
+    """What `write_trace` kept; None and nothing where there is none. `UserError` where the file is damaged."""
+    if not path.is_file():
+        return None, {}
+    content = read_json(path)
+    try:
+        return Trace.from_json(content["trace"]), content["about"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged", got=error, mend="remove it to search again, or pass another --out"
+        ) from error

@@ -163,3 +163,17 @@ def test_want_of_memory_says_nothing_of_whether_a_model_resumes(
     monkeypatch.setattr("iconoclast_tl.models.resumption.entering", fail)
     with pytest.raises(torch.OutOfMemoryError):
         resumes(llama, left_pad(rows, llama.pad_id), 1)
+
+
+@torch.no_grad()
+def test_a_forward_that_someone_else_put_on_a_layer_stays(llama: LoadedModel, rows: list[list[int]]) -> None:
+    layer = decoder_layers(llama.hf)[0]
+    before = layer.forward
+
+    def dispatched(*args: Any, **kwargs: Any) -> Any:  # as accelerate does
+        return before(*args, **kwargs)
+
+    layer.forward = dispatched
+    assert resumes(llama, left_pad(rows, llama.pad_id), 2)
+    assert layer.forward is dispatched
+    assert "forward" not in decoder_layers(llama.hf)[1].__dict__

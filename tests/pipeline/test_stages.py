@@ -93,12 +93,50 @@ def test_a_card_names_the_directions_that_the_outer_study_took(
     outer += ["search.outer.benign_ranks=[5]", 'search.outer.row_normalizations=["pre"]']
     with opened(options, tmp_path / "run", *outer) as workspace:
         results = pipeline.run(workspace)
-    card = (tmp_path / "run" / "adapter" / "README.md").read_text(encoding="utf-8")
+    card = card_of(tmp_path / "run")
     assert f"estimator {estimator}" in card
     assert "benign_rank 5" in card  # the settings, which name those of `as set`, say 8
     assert "row normalisation pre" in card
     assert results["chosen"]["direction"]["set"].startswith(estimator)
     assert results["splits"]
+
+
+def card_of(run: Path) -> str:
+    return (run / "adapter" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("goal", "said", "sign"), [("suppress", "ablated", 1), ("strengthen", "amplified", -1)])
+def test_kernels_go_the_way_of_the_goal_and_the_card_says_which(
+    options: dict[str, Any], tmp_path: Path, goal: str, said: str, sign: int
+) -> None:
+    sometimes = ['evaluation.markers=["w5"]', "edit.row_normalization=none"]
+    with opened(options, tmp_path / "run", f"search.goal={goal}", *sometimes) as workspace:
+        assert 0 < sum(workspace.val.shows["target"]) < 3
+        results = pipeline.run(workspace)
+    strengths = torch.tensor([*results["chosen"]["strengths"].values()])
+    assert bool((strengths * sign >= 0).all())
+    assert bool(strengths.any())
+    card = card_of(tmp_path / "run")
+    assert f"was {said}" in card
+    assert f", {goal}, rule lexicographic" in card
+
+
+def test_a_card_tells_an_edit_that_was_taken_by_number(options: dict[str, Any], tmp_path: Path) -> None:
+    with opened(options, tmp_path / "run", "search.take=2") as workspace:
+        results = pipeline.run(workspace)
+    assert results["chosen"]["rule"] == "taken by number"
+    assert "rule taken by number, trial 2" in card_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["tpe", "gradient"])
+def test_what_is_always_there_is_not_strengthened(options: dict[str, Any], tmp_path: Path, method: str) -> None:
+    del options["search"]["n_trials"]
+    always = ["search.goal=strengthen", f"search.method={method}"]
+    with (
+        pytest.raises(UserError, match=r"always shows the behaviour: got 3 of 3 val target prompts"),
+        opened(options, tmp_path / "run", *always) as workspace,
+    ):
+        pipeline.run(workspace)
 
 
 def test_stages_alone_give_what_the_run_gives(options: dict[str, Any], tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -214,25 +215,36 @@ def test_what_was_learned_of_the_behaviour_is_kept_with_the_trace(
     assert forgetful.paths.to_json() == first.paths
 
 
+@contextmanager
+def room_for(model: LoadedModel, most: int) -> Iterator[None]:
+    """A model that runs out of memory with more rows than that."""
+
+    def refuse(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > most:
+            raise torch.OutOfMemoryError("too many")
+
+    handle = model.hf.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def halving(llama: LoadedModel, rows: list[list[int]]) -> Solver:
+    config = CONFIG.model_copy(update={"batch_size": 4, "smoothness": 0.3})
+    return Solver(fresh_proxy(llama, rows), "suppress", config, 0)
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_the_gradient_stays(
     llama: LoadedModel, rows: list[list[int]], source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
     competing = all_families(source, llama)[:2]
 
     def gradient(most: int) -> tuple[torch.Tensor, torch.Tensor]:
-        proxy = fresh_proxy(llama, rows)
-        solver = Solver(proxy, "suppress", CONFIG.model_copy(update={"batch_size": 4, "smoothness": 0.3}), 0)
-
-        def refuse(module: Any, args: Any, kwargs: Any) -> None:
-            if len(kwargs["input_ids"]) > most:
-                raise torch.OutOfMemoryError("too many")
-
-        handle = llama.hf.model.register_forward_pre_hook(refuse, with_kwargs=True)
+        solver = halving(llama, rows)
         theta = solver.profile.start(2) * torch.linspace(0.5, 1.5, 12).reshape(2, 2, 3)
-        try:
+        with room_for(llama, most):
             return solver.gradient(competing, theta.requires_grad_(), 0.1, 0)
-        finally:
-            handle.remove()
 
     (losses, whole), (parted_losses, parted) = gradient(99), gradient(4)
     assert any("going on with" in line for line in caplog.messages)
@@ -240,6 +252,42 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_gradient_stays(
     torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(parted_losses, losses, rtol=1e-5, atol=1e-6)
     assert float(whole.abs().min()) > 1e-4  # there was something to get wrong
+
+
+def test_a_backward_pass_that_does_not_fit_counts_once(
+    llama: LoadedModel, rows: list[list[int]], source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    competing = all_families(source, llama)[:2]
+    grad, failures = torch.autograd.grad, iter([True])
+
+    def fail_once(*args: Any, **kwargs: Any) -> Any:
+        if next(failures, False):
+            raise torch.OutOfMemoryError("too many")
+        return grad(*args, **kwargs)
+
+    def gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        solver = halving(llama, rows)
+        return solver.gradient(competing, solver.profile.start(2).requires_grad_(), 0.1, 0)
+
+    expected = gradient()
+    monkeypatch.setattr(torch.autograd, "grad", fail_once)
+    for found, wanted in zip(gradient(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert not next(failures, False)
+
+
+def test_a_point_is_measured_in_what_memory_there_is(llama: LoadedModel, rows: list[list[int]], source: Source) -> None:
+    family = all_families(source, llama)[0]
+
+    def point(most: int) -> Point:
+        solver = halving(llama, rows)
+        with room_for(llama, most):
+            return solver.point(family, solver.profile.start(1), 0.1)
+
+    whole, parted = point(99), point(2)
+    assert parted.said == whole.said
+    assert parted.proxy_rate == pytest.approx(whole.proxy_rate, rel=1e-4)
+    assert parted.proxy_kl == pytest.approx(whole.proxy_kl, rel=1e-4)
 
 
 def test_the_gradient_is_that_of_the_loss(llama: LoadedModel, proxy: Proxy, source: Source) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.directions.estimate import DirectionConfig
+from iconoclast_tl.directions.sets import AS_SET, set_name
 from iconoclast_tl.edits.edit import EditConfig
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.search.config import GradientConfig, OuterConfig, SearchConfig
-from iconoclast_tl.search.families import AS_SET, Source, families, set_name
+from iconoclast_tl.search.families import Source, families
 from iconoclast_tl.search.outer import OuterSpace, OuterStudy
 from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.search import Found, Job, find
@@ -73,7 +75,7 @@ def make_source(names: list[str], seed: int = 2) -> Source:
 @pytest.fixture
 def source() -> Source:
     chosen = [(e, o, b) for e in OUTER.estimators for o in (False, True) for b in OUTER.benign_ranks]
-    names = [set_name({"estimator": e, "orthogonalize": o, "benign_rank": b}) for e, o, b in chosen]
+    names = [set_name(DirectionConfig(estimator=e, orthogonalize=o, benign_rank=b)) for e, o, b in chosen]
     assert len(set(names)) == 8
     return make_source([AS_SET, *names])
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import WRITERS
 from iconoclast_tl.search.families import Family
 from iconoclast_tl.search.gradient import GradientSearch
 from iconoclast_tl.search.proxy import Proxy, Said
 from iconoclast_tl.search.solver import Solver
-from iconoclast_tl.search.trace import Point, Trace
+from iconoclast_tl.search.trace import Point, Trace, read_trace
 from tests.search.test_gradient import CONFIG, all_families, fresh_proxy
 from tests.search.test_outer import make_source
 
@@ -121,3 +123,51 @@ def test_the_better_half_goes_on_and_the_best_wins(llama: LoadedModel, rows: lis
         assert second == [best, 2.0]
         assert (early, late) == (2, 3)
         assert trace.family["direction_index"] == best
+
+
+def test_a_search_without_a_point_is_not_done(llama: LoadedModel, rows: list[list[int]]) -> None:
+    class Lost(Written):
+        def descend(self, *args: Any, **kwargs: Any) -> Any:
+            theta, losses = super().descend(*args, **kwargs)
+            return theta, losses if len(losses) > 1 else losses * float("nan")
+
+    kept: list[bool] = []
+    said: list[str] = []
+    solver = Lost(fresh_proxy(llama, rows), {}, [0.0, 1.0, 2.0])
+    search = GradientSearch(solver, said.append, keep=lambda trace: kept.append(trace.done))
+    with pytest.raises(UserError, match="no strengths gave a finite loss"):
+        search.run(all_families(make_source(["as set"]), llama))
+    assert kept == [False]
+    assert any("not finite at price" in line for line in said)
+
+
+def test_a_survivor_that_loses_itself_is_named(llama: LoadedModel, rows: list[list[int]]) -> None:
+    class Astray(Written):
+        def descend(self, families: Sequence[Family], *args: Any, **kwargs: Any) -> Any:
+            theta, losses = super().descend(families, *args, **kwargs)
+            for i, one in enumerate(families):
+                if one.parameters["direction_index"] == 0:
+                    theta[i, 0, 0] = float("nan")  # while its loss still is a number
+            return theta, losses
+
+    said: list[str] = []
+    families = [one for one in all_families(make_source(["as set"]), llama) if not one.parameters["affine"]]
+    trace = GradientSearch(Astray(fresh_proxy(llama, rows), {}, [0.0, 1.0, 2.0]), said.append).run(families)
+    assert trace.family["direction_index"] != 0
+    assert any(line.startswith("plain, point 1, as set gives a loss that is not finite") for line in said)
+
+
+def test_a_trace_of_a_family_that_is_not_asked_for_is_refused(llama: LoadedModel, rows: list[list[int]]) -> None:
+    families = all_families(make_source(["as set"]), llama)
+    proxy = fresh_proxy(llama, rows)
+    trace = Trace({**families[0].parameters, "affine": "both"}, [], 0, 1.0, proxy.paths.to_json())
+    with pytest.raises(UserError, match="not asked for any more"):
+        GradientSearch(Written(proxy, {})).run(families, trace)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"trace": {"loose": []}, "about": {}}', '{"trace": 3, "about": {}}'])
+def test_a_damaged_trace_is_told_and_kept(tmp_path: Path, content: str) -> None:
+    (tmp_path / "trace.json").write_text(content)
+    with pytest.raises(UserError, match="remove it to search again"):
+        read_trace(tmp_path / "trace.json")
+    assert (tmp_path / "trace.json").read_text() == content
