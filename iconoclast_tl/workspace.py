@@ -84,15 +84,19 @@ class Workspace:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add to the manifest how long a stage took; of one that was interrupted and continued, both parts (not of one
-        that was killed: it could not write).
+        that was killed, or failed: it writes nothing).
         """
         start = time.perf_counter()
         try:
             yield
-        finally:
-            before = (self.folder.read_manifest() or {}).get("timing", {})
-            spent = before.get(stage, 0) + time.perf_counter() - start
-            self.remember(timing={**before, stage: round(spent, 3)})
+        except KeyboardInterrupt:
+            self._spent(stage, time.perf_counter() - start)
+            raise
+        self._spent(stage, time.perf_counter() - start)
+
+    def _spent(self, stage: str, seconds: float) -> None:
+        before = (self.folder.read_manifest() or {}).get("timing", {})
+        self.remember(timing={**before, stage: round(before.get(stage, 0) + seconds, 3)})
 
     def remember(self, **parts: Any) -> None:
         """Put `parts` into the manifest."""

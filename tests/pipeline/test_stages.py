@@ -139,6 +139,22 @@ def test_what_is_always_there_is_not_strengthened(options: dict[str, Any], tmp_p
         pipeline.run(workspace)
 
 
+def test_the_time_of_an_interrupted_stage_counts_and_that_of_a_failed_one_does_not(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    def stop(error: type[BaseException]) -> None:
+        time.sleep(0.05)
+        raise error
+
+    for error, spent in ((ValueError, 0.0), (KeyboardInterrupt, 0.05), (KeyboardInterrupt, 0.1)):
+        with opened(options, tmp_path / "run") as workspace:
+            with pytest.raises(error), workspace.timed("search"):
+                stop(error)
+            timing = (workspace.folder.read_manifest() or {}).get("timing", {})
+        assert timing.get("search", 0) >= spent
+        assert ("search" in timing) == bool(spent)
+
+
 def test_stages_alone_give_what_the_run_gives(options: dict[str, Any], tmp_path: Path) -> None:
     with opened(options, tmp_path / "whole") as workspace:
         whole = pipeline.run(workspace)
