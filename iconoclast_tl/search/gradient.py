@@ -27,7 +27,7 @@ from iconoclast_tl.search.families import Family
 from iconoclast_tl.search.solver import Losses, Solver, Theta, screen
 from iconoclast_tl.search.trace import Point, Trace
 
-STARTS = 4
+STARTS = 8
 """First layers that are tried, at most."""
 SPARED = 0.01
 """Share of what an edit gains that is given up for not running the first layers."""
@@ -109,16 +109,17 @@ class GradientSearch:
     def _compete(self, families: Sequence[Family], price: float, track: Track) -> tuple[Family, Theta]:
         """Some steps of Adam for every survivor, in one batch, half of them dropped halfway: the best, its numbers."""
         left, theta = list(families), self._solver.profile.start(len(families))
+        losses = torch.zeros(len(families))
         steps = self._config.refine_steps
         rounds = [steps // 2, steps - steps // 2] if len(left) > 1 else [steps]
         for number, n in enumerate(track(rounds, "search: compete", len(rounds))):
             if not n:
                 continue
-            theta, losses = self._solver.descend(left, theta, price, n)
+            theta, losses = self._solver.descend(left, theta, price, n, before=losses)
             finite = theta.isfinite().all(-1).all(-1)
             order = self._finite(left, torch.where(finite, losses, math.nan))
             kept = order[: 1 if number == len(rounds) - 1 else math.ceil(len(left) / 2)]
-            left, theta = [left[i] for i in kept], theta[kept]
+            left, theta, losses = [left[i] for i in kept], theta[kept], losses[kept]
         return left[0], theta[:1]
 
     def _first_layer(self, family: Family, theta: Theta, price: float) -> int:
@@ -129,7 +130,7 @@ class GradientSearch:
         solver, n_layers = self._solver, self._solver.profile.n_layers
         starts = range(0, n_layers, math.ceil(n_layers / STARTS))
         strengths = torch.cat([solver.profile.strengths(theta, layer) for layer in (*starts, n_layers)])
-        prompts = solver.draw(self._config.batch_size)
+        prompts = solver.draw(2 * self._config.batch_size)
         measures = solver.measure([family] * len(strengths), strengths, *prompts)
         *losses, unedited = solver.loss(measures, price).tolist()
         return starts[last_near_least(losses, unedited, SPARED)]

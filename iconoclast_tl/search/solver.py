@@ -117,17 +117,24 @@ class Solver:
         return losses, gradient
 
     def descend(
-        self, families: Sequence[Family], theta: Theta, price: float, steps: int, layer: int = 0
+        self,
+        families: Sequence[Family],
+        theta: Theta,
+        price: float,
+        steps: int,
+        layer: int = 0,
+        before: Losses | None = None,
     ) -> tuple[Theta, Losses]:
-        """θ after some steps of Adam on every candidate by itself, and its recent losses.
+        """θ after some steps of Adam on every candidate by itself, and its losses, each worth half of the next.
 
-        Where no candidate's loss is finite it ends at once.
+        before: such losses of steps that went before. Where no candidate's loss is finite it ends at once.
         """
-        theta, recent = theta.clone().requires_grad_(), torch.full((len(families),), math.nan)
+        theta = theta.clone().requires_grad_()
+        recent = torch.zeros(len(families)) if before is None else before
         optimizer = torch.optim.Adam([theta], lr=self.config.learning_rate)
-        for step in range(steps):
+        for _ in range(steps):
             losses, theta.grad = self.gradient(families, theta, price, layer)
-            recent = (recent + losses) / 2 if step else losses
+            recent = recent / 2 + losses
             if not bool(recent.isfinite().any()):
                 break
             optimizer.step()

@@ -136,11 +136,11 @@ def test_an_inner_solve_goes_in_rounds_at_its_price(
 ) -> None:
     study = make_study(llama, rows, source, tmp_path)
     asked: list[Any] = []
-    before = Solver.descend
+    honest = Solver.descend
 
-    def descend(self: Any, families: Any, theta: Any, price: float, steps: int, layer: int = 0) -> Any:
+    def descend(self: Any, families: Any, theta: Any, price: float, steps: int, *rest: Any) -> Any:
         asked.append((theta.clone(), price, steps))
-        return before(self, families, theta, price, steps, layer)
+        return honest(self, families, theta, price, steps, *rest)
 
     monkeypatch.setattr(Solver, "descend", descend)
     dear, cheap = (study.solve({**CHOSEN, "price": price}) for price in (0.5, 0.05))

@@ -36,7 +36,7 @@ class Written(Solver):
         self.competed: list[tuple[list[float], int]] = []
 
     def descend(
-        self, families: Sequence[Family], theta: Any, price: float, steps: int, layer: int = 0
+        self, families: Sequence[Family], theta: Any, price: float, steps: int, layer: int = 0, before: Any = None
     ) -> tuple[Any, Any]:
         """From where it started, and at which price."""
         indices = [family.parameters["direction_index"] for family in families]
