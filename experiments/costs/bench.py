@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ SIZES = ((128, 6), (256, 12), (512, 12))
 """(d_model, layers) of the random Llamas."""
 CANDIDATES = (1, 2, 4, 8)
 MEGABYTE = 1024.0
-"""ru_maxrss is in kilobytes on Linux."""
+"""Linux counts in kilobytes."""
 
 
 def build(d_model: int, n_layers: int) -> Any:
@@ -129,6 +129,13 @@ def together(d_model: int, n_layers: int, positions: int) -> dict[int, float]:
     return ratios
 
 
+def own_peak() -> float:
+    """Megabytes that this program held at most; `ru_maxrss` would count what its parent held at the fork, too."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM"))
+    return int(line.split()[1]) / MEGABYTE
+
+
 def peak(kind: str, d_model: int, n_layers: int) -> float:
     """Largest megabytes of this process, which makes a bare evaluation or a gradient step and nothing else."""
     import torch
@@ -147,7 +154,7 @@ def peak(kind: str, d_model: int, n_layers: int) -> float:
             with hooked(random_updates(hf, strengths), hf_sites(hf)):
                 loss = hf(half, use_cache=False).logits.log_softmax(-1)[..., 7].mean()
             torch.autograd.backward(loss)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
+    return own_peak()
 
 
 def organism_peak(kind: str) -> float:
@@ -156,7 +163,6 @@ def organism_peak(kind: str) -> float:
     Both collect activations and estimate directions before; batches are those of the settings.
     """
     import tempfile
-    from pathlib import Path
 
     from iconoclast_tl import pipeline
     from iconoclast_tl.workspace import open_workspace
@@ -169,7 +175,7 @@ def organism_peak(kind: str) -> float:
         else:
             for base in (workspace.val, workspace.asked("train", workspace.settings.search.gradient.prompts)):
                 _ = base.shows, base.continuations
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
+    return own_peak()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
