@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from experiments.peers.hypervolume import hypervolume
@@ -90,7 +90,9 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """`runs`: every measure by organism and contestant; `ratios`: ours over each other, by organism and over all."""
+    """`runs`: every measure by organism and contestant; `means`: by contestant, over all its runs; `ratios`: ours over
+    each other, by organism and over all.
+    """
     found = [(record, measures(record)) for record in records]
     groups: dict[str, dict[str, list[dict[str, float]]]] = {}
     for record, one in found:
@@ -99,11 +101,15 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
         organism: {name: _spreads(values, MEASURES) for name, values in contestants.items()}
         for organism, contestants in groups.items()
     }
-    return {"runs": runs, "ratios": _ratios(found)}
+    everything: dict[str, list[dict[str, float]]] = {}
+    for record, one in found:
+        everything.setdefault(record["contestant"], []).append(one)
+    means = {name: {key: fmean(one[key] for one in values) for key in MEASURES} for name, values in everything.items()}
+    return {"runs": runs, "means": means, "ratios": _ratios(found)}
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The two tables of the README."""
+    """The tables of the README."""
     head = ["organism", "contestant", *(one.title for one in MEASURES.values())]
     rows = [
         [organism, name, *(_cell(values[key], one) for key, one in MEASURES.items())]
@@ -111,6 +117,11 @@ def markdown(summary: Mapping[str, Any]) -> str:
         for name, values in contestants.items()
     ]
     parts = [_table(head, rows)]
+    means = [
+        [name, *(_number(values[key], one) for key, one in MEASURES.items())]
+        for name, values in summary["means"].items()
+    ]
+    parts.append(_table(["mean of all runs", *head[2:]], means))
     ratio_rows = [
         [pair, organism, *(_cell(values[key], Measure("", 3)) for key in RATIOS), str(values[RATIOS[0]]["n"])]
         for pair, organisms in summary["ratios"].items()
@@ -147,6 +158,11 @@ def _ratio(mine: float, theirs: float) -> float:
 
 def _spreads(values: Sequence[Mapping[str, float]], keys: Iterable[str]) -> dict[str, Any]:
     return {key: spread([one[key] for one in values]) for key in keys}
+
+
+def _number(value: float, measure: Measure) -> str:
+    digits = measure.digits + measure.percent  # a mean of shares lies between two of them
+    return f"{value * 100:.{digits}f}%" if measure.percent else f"{value:.{digits}f}"
 
 
 def _cell(value: Mapping[str, Any], measure: Measure) -> str:

@@ -111,6 +111,15 @@ def test_ratios_are_paired_by_seed() -> None:
     assert "| a | heretic-60 | 200.0 [100.0, 300.0] |" in table
 
 
+def test_means_are_over_all_runs_of_a_contestant() -> None:
+    records = [record("ours", 0, 10.0, 0.2), record("ours", 1, 40.0, 0.3), record("heretic-60", 0, 100.0, 0.2)]
+    summary = summarise(records)
+    assert summary["means"]["ours"]["wall_seconds"] == pytest.approx(25)
+    assert summary["means"]["ours"]["behaviour"] == pytest.approx(0.25)
+    assert "| ours | 25.0 | 25.0 |" in markdown(summary)
+    assert "| heretic-60 | 100.0 | 100.0 |" in markdown(summary)
+
+
 def test_a_process_is_timed_and_answered(tmp_path: Path) -> None:
     program = "import sys; block = bytearray(200_000_000); block[::4096] = b'x' * len(block[::4096]); print(input())"
     done = run_timed([sys.executable, "-c", program], tmp_path / "log", answers="yes\n")
