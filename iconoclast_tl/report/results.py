@@ -25,7 +25,8 @@ def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfi
                 "kl": candidate.scores.kl(config.kl),
                 "source": source_of(candidate.number, config),
                 "confirmed": ["behaviour_rate", "spill_rate", "kl"],
-                "proxy": None if candidate.proxy_rate is None else {"behaviour_rate": candidate.proxy_rate},
+                "proxy": _rate_or_none(candidate.proxy_rate),
+                "train": _rate_or_none(candidate.train_rate),
             }
             for candidate in front
         ],
@@ -42,6 +43,10 @@ def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfi
             **provenance(chosen, config),
         },
     }
+
+
+def _rate_or_none(rate: float | None) -> dict[str, float] | None:
+    return None if rate is None else {"behaviour_rate": rate}
 
 
 def source_of(number: int, config: SearchConfig) -> str:

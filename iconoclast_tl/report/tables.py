@@ -79,7 +79,7 @@ def directions_table(rows: Iterable[Mapping[str, Any]]) -> Table:
 def pareto_table(pareto: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], search: Mapping[str, Any]) -> Table:
     """The front on val, as it was generated, with what the search took for it, and the chosen candidate marked."""
     table = Table(title=f"Pareto front on val, {search['goal']} by {search['method']}", title_justify="left")
-    for column in ("", "source", "behaviour rate", "spill rate", "KL", "proxy rate"):
+    for column in ("", "source", "behaviour rate", "spill rate", "KL", "proxy rate", "rate on train"):
         table.add_column(column, justify="right")
     taken = chosen["source"]
     for row in pareto:
@@ -89,7 +89,7 @@ def pareto_table(pareto: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any],
             f"{row['behaviour_rate']:.1%}",
             f"{row['spill_rate']:.1%}",
             f"{row['kl']:.4f}",
-            "" if row["proxy"] is None else f"{row['proxy']['behaviour_rate']:.1%}",
+            *("" if row[side] is None else f"{row[side]['behaviour_rate']:.1%}" for side in ("proxy", "train")),
         )
     captions = [f"→ chosen by {chosen['rule']}"]
     if taken not in [row["source"] for row in pareto]:

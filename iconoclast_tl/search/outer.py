@@ -68,7 +68,10 @@ class OuterStudy:
         """Solve for the strengths of every trial; score the edits on val together."""
         points = [self.solve(parameters) for parameters in batch]
         scores = self._objective([self._source.build(point.parameters) for point in points])
-        return [Outcome(p.parameters, s, p.proxy_rate) for p, s in zip(points, scores, strict=True)]
+        return [
+            Outcome(point.parameters, score, point.proxy_rate, point.said.behaviour_rate)
+            for point, score in zip(points, scores, strict=True)
+        ]
 
     def solve(self, chosen: dict[str, Any]) -> Point:
         """The strengths for what a trial chose; with them, its parameters are those of an edit."""

@@ -1,4 +1,9 @@
-"""The Pareto front of (behaviour rate, KL), and rules that choose one point of a search."""
+"""The Pareto front of (behaviour rate, KL), and rules that choose one point of a search.
+
+A rate on n val prompts tells no difference under 1/n: of several candidates at 0 the one of least KL lies at the edge,
+and leaves some of the behaviour on other prompts. Where val says the same of two candidates, what they said to the
+train prompts decides, if the search asked.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +26,26 @@ class Candidate:
     scores: Scores
     proxy_rate: float | None = None
     """What the search took for the behaviour rate before it was generated; None where it asked nothing else."""
+    train_rate: float | None = None
+    """The behaviour rate of what was generated from train prompts; None where nothing was."""
+
+    def train_shortfall(self, goal: Goal) -> float:
+        """The share of train prompts at which the goal is missed; 0 where none were asked."""
+        if self.train_rate is None:
+            return 0.0
+        return self.train_rate if goal == "suppress" else 1 - self.train_rate
 
 
 def pareto_front(candidates: Sequence[Candidate], kl: KlKind, goal: Goal = "suppress") -> list[Candidate]:
     """The candidates that no other beats in one of (behaviour rate, KL) without losing in the other, by rising rate.
 
-    Of equal points the earliest trial stands.
+    Of equal rates the one that is less on train prompts counts as less; of equal points the earliest trial stands.
     """
-    ordered = sorted(candidates, key=lambda c: (c.scores.shortfall(goal), c.scores.kl(kl), c.number))
+
+    def missed(candidate: Candidate) -> tuple[float, float]:
+        return candidate.scores.shortfall(goal), candidate.train_shortfall(goal)
+
+    ordered = sorted(candidates, key=lambda c: (*missed(c), c.scores.kl(kl), c.number))
     front: list[Candidate] = []
     for candidate in ordered:
         if not front or candidate.scores.kl(kl) < front[-1].scores.kl(kl):
@@ -41,7 +58,8 @@ def choose(
 ) -> Candidate:
     """One candidate by rule.
 
-    lexicographic: fewest target behaviours, then least spill, then least KL. knee: the point of the front farthest
+    lexicographic: fewest target behaviours on val, then least spill there, then fewest target behaviours on train
+    prompts, where the search generated from them, then least KL. knee: the point of the front farthest
     from the line between its ends, both axes scaled to their range. least-kl: the least KL among those with a
     behaviour rate of at most `max_rate`. Raises `UserError` where no candidate meets the rule.
     """
@@ -59,7 +77,13 @@ def choose(
                 mend="raise search.max_rate or search.n_trials",
             )
         return min(low, key=lambda c: (c.scores.kl(kl), c.number))
-    return min(candidates, key=lambda c: (c.scores.shortfall(goal), c.scores.spill_rate, c.scores.kl(kl), c.number))
+
+    def by_turns(candidate: Candidate) -> tuple[float, ...]:
+        scores = candidate.scores
+        missed, missed_train = scores.shortfall(goal), candidate.train_shortfall(goal)
+        return missed, scores.spill_rate, missed_train, scores.kl(kl), candidate.number
+
+    return min(candidates, key=by_turns)
 
 
 def take(candidates: Sequence[Candidate], number: int) -> Candidate:

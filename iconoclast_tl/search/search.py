@@ -138,7 +138,7 @@ def _by_gradient(job: Job) -> Found:
         write_trace(job.trace, trace, about)
     confirmed = [one and Scores(**one) for one in about["confirmed"]]
     candidates = [
-        Candidate(number, point.parameters, scores, point.proxy_rate)
+        Candidate(number, point.parameters, scores, point.proxy_rate, point.said.behaviour_rate)
         for number, (point, scores) in enumerate(zip(points, confirmed, strict=True))
         if scores is not None
     ]

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 STUDY = "kernel"
 INTERRUPTED = "interrupted"
 MAX_FAILURES_IN_A_ROW = 5
-PARAMETERS, PROXY_RATE = "parameters", "proxy_rate"
+PARAMETERS, PROXY_RATE, TRAIN_RATE = "parameters", "proxy_rate", "train_rate"
 """Names under which a trial keeps what is not among its own parameters."""
 
 
@@ -44,6 +44,8 @@ class Outcome:
     scores: Scores
     proxy_rate: float | None = None
     """What was taken for the behaviour rate before it was generated, if anything was."""
+    train_rate: float | None = None
+    """The behaviour rate of what was generated from train prompts, if anything was."""
 
 
 Suggest = Callable[[Trial], dict[str, Any]]
@@ -131,6 +133,7 @@ def _told(
             if outcome.parameters != trial.params:
                 trial.set_user_attr(PARAMETERS, dict(outcome.parameters))
             trial.set_user_attr(PROXY_RATE, outcome.proxy_rate)
+            trial.set_user_attr(TRAIN_RATE, outcome.train_rate)
             study.tell(trial, [outcome.scores.shortfall(config.goal), outcome.scores.kl(config.kl)])
             yield None
 
@@ -187,7 +190,8 @@ def candidates(study: optuna.Study) -> list[Candidate]:
         if trial.values is not None:
             scores = Scores(**{name: trial.user_attrs[name] for name in Scores.__dataclass_fields__})
             parameters = trial.user_attrs.get(PARAMETERS, trial.params)
-            found.append(Candidate(number, dict(parameters), scores, trial.user_attrs.get(PROXY_RATE)))
+            rates = (trial.user_attrs.get(name) for name in (PROXY_RATE, TRAIN_RATE))
+            found.append(Candidate(number, dict(parameters), scores, *rates))
     return found
 
 

@@ -80,6 +80,7 @@ def test_a_whole_run_writes_results_that_say_what_was_done(
     assert results["base"]["behaviour_rate"]["n"] == 3
     assert results["splits"]["train"] == {"target": 9, "neutral": 9}
     assert results["chosen"]["rule"] == "lexicographic"
+    assert all((row["train"] is None) == ("search.method=outer" not in changes) for row in results["pareto"])
     assert "answered_rate" not in results["base"]  # only an organism's truth is known
     assert not [m for m in workspace.model.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
 

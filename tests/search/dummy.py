@@ -26,7 +26,8 @@ def score(parameters: dict[str, Any]) -> Scores:
 
 def search(journal: Path, objective: Any = score, config: SearchConfig = CONFIG) -> list[Candidate]:
     def together(batch: Sequence[dict[str, Any]]) -> list[Outcome]:
-        return [Outcome(parameters, objective(parameters)) for parameters in batch]
+        scores = [objective(parameters) for parameters in batch]
+        return [Outcome(p, s, s.behaviour_rate / 2, s.behaviour_rate / 4) for p, s in zip(batch, scores, strict=True)]
 
     return run_study(journal, config, 3, lambda trial: suggest(trial, config.space, n_layers=6), together)
 

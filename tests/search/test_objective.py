@@ -147,7 +147,11 @@ def test_what_a_shortfall_generated_is_not_generated_again(
     generated[0].clear()
     assert found.confirm(edits, "suppress") == expected
     assert of_targets(generated[0], *asked[:2]) == [1, 1, 1]
-    assert found(edits[::-1]) == expected[::-1]  # a look at a part is not taken for the whole
+    turned = found(edits[::-1])  # a look at a part is not taken for the whole
+    for one, other in zip(turned, expected[::-1], strict=True):
+        assert (one.behaviour_rate, one.spill_rate) == (other.behaviour_rate, other.spill_rate)
+        # Other rows in a batch round otherwise on some processors: a few float32 eps of log-probabilities near 4.
+        assert one.kl_sequence == pytest.approx(other.kl_sequence, abs=2e-6)
 
 
 def test_a_shortfall_is_the_share_that_misses_the_goal(llama: LoadedModel, rows: list[list[int]]) -> None:

@@ -12,8 +12,10 @@ from iconoclast_tl.search.objective import Scores
 from iconoclast_tl.search.pareto import Candidate, Rule, choose, pareto_front, take
 
 
-def candidate(number: int, rate: float, kl: float, spill: float = 0.0, first: float = 0.0) -> Candidate:
-    return Candidate(number, {}, Scores(rate, spill, first, kl))
+def candidate(
+    number: int, rate: float, kl: float, spill: float = 0.0, first: float = 0.0, train: float | None = None
+) -> Candidate:
+    return Candidate(number, {}, Scores(rate, spill, first, kl), train_rate=train)
 
 
 def dominates(a: Candidate, b: Candidate) -> bool:
@@ -43,6 +45,24 @@ def test_lexicographic_asks_behaviour_then_spill_then_kl() -> None:
     ]
     assert choose(points, "lexicographic", 0.05, "sequence").number == 3
     assert choose(points[:2], "lexicographic", 0.05, "sequence").number == 1
+
+
+def test_where_val_says_the_same_the_train_prompts_decide() -> None:
+    points = [
+        candidate(0, 0.0, 0.1, train=0.2),
+        candidate(1, 0.0, 0.3, train=0.0),
+        candidate(2, 0.0, 0.4, train=0.0),
+        candidate(3, 0.1, 0.2, train=0.0),
+        candidate(4, 0.1, 0.05, train=0.5),
+        candidate(5, 0.0, 0.3, spill=0.1, train=0.0),
+    ]
+    assert [p.number for p in pareto_front(points, "sequence")] == [1, 0, 4]
+    assert choose(points, "lexicographic", 0.05, "sequence").number == 1
+    spilling = [replace(p, scores=replace(p.scores, spill_rate=float(p.number == 1))) for p in points[:2]]
+    assert choose(spilling, "lexicographic", 0.05, "sequence").number == 0  # what val says of neutral prompts is first
+    unasked = [replace(p, train_rate=None) for p in points]
+    assert [p.number for p in pareto_front(unasked, "sequence")] == [0, 4]
+    assert choose(unasked, "lexicographic", 0.05, "sequence").number == 0
 
 
 def test_the_knee_is_farthest_below_the_line_between_the_ends() -> None:
@@ -76,8 +96,18 @@ def test_strengthening_is_suppressing_what_is_missed() -> None:
     rng = random.Random(1)
     differs = 0
     for _ in range(30):
-        points = [candidate(i, rng.randint(0, 8) / 8, rng.randint(0, 8) / 8, rng.randint(0, 2) / 2) for i in range(8)]
-        mirrored = [replace(p, scores=replace(p.scores, behaviour_rate=1 - p.scores.behaviour_rate)) for p in points]
+        points = [
+            candidate(i, rng.randint(0, 8) / 8, rng.randint(0, 8) / 8, rng.randint(0, 2) / 2, train=rng.randint(0, 1))
+            for i in range(8)
+        ]
+        mirrored = [
+            replace(
+                p,
+                scores=replace(p.scores, behaviour_rate=1 - p.scores.behaviour_rate),
+                train_rate=1 - (p.train_rate or 0),
+            )
+            for p in points
+        ]
         fronts = pareto_front(points, "sequence", "suppress"), pareto_front(mirrored, "sequence", "strengthen")
         assert [p.number for p in fronts[0]] == [p.number for p in fronts[1]]
         for rule in RULES:

@@ -30,6 +30,8 @@ def test_a_search_is_a_function_of_its_seed(uninterrupted: list[Candidate], tmp_
     assert search(tmp_path / "again") == uninterrupted
     assert len(uninterrupted) == TRIALS
     assert len({str(c.parameters) for c in uninterrupted}) == TRIALS  # no trial repeats another
+    assert all(c.proxy_rate == c.scores.behaviour_rate / 2 for c in uninterrupted)
+    assert all(c.train_rate == c.scores.behaviour_rate / 4 for c in uninterrupted)
 
 
 @pytest.mark.parametrize("at", [0, 3, 9])
