@@ -57,10 +57,15 @@ class Family:
 
     def __str__(self) -> str:
         """Such as `affine, point 5, unfiltered`."""
-        kind = "affine" if self.parameters["affine"] else "plain"
-        own = self.parameters["direction_scope"] == "per layer"
-        where = "each layer's own" if own else f"point {self.parameters['direction_index'] + 1:g}"
-        return f"{kind}, {where}, {self.parameters['directions']}"
+        return family_name(self.parameters)
+
+
+def family_name(parameters: Mapping[str, Any]) -> str:
+    """What a family is called, by its parameters or by those of one of its edits."""
+    kind = "affine" if parameters["affine"] else "plain"
+    own = parameters["direction_scope"] == "per layer"
+    where = "each layer's own" if own else f"point {parameters['direction_index'] + 1:g}"
+    return f"{kind}, {where}, {parameters['directions']}"
 
 
 def families(

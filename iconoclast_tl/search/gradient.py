@@ -1,11 +1,12 @@
 """The search by gradient: one pass that traces the whole front of behaviour and KL.
 
 1. Families (directions × plain or affine) are screened in one batch at strength 1; a few are left.
-2. Those compete for some steps of Adam, in one batch; the best is left, without the first layers that do not matter.
+2. Those compete for some steps of Adam, in one batch; the best goes on, without the first layers that do not matter.
 3. The price w runs over a geometric grid, each price starting from the strengths of the one before: from the middle of
    the grid, where the competition left off, to looser prices until the behaviour is gone, or val gains nothing more;
    then from the middle to stricter ones until it is back. After every price the model is asked what it now says
    (`Solver.point`).
+4. Where no price takes away half of what the base misses the goal by, the next best family is walked, too.
 
 What is known is handed to `keep` after the competition and after every price; a search that was stopped goes on there.
 """
@@ -25,7 +26,7 @@ from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.prompts.chat import left_pad
 from iconoclast_tl.search.families import Family
 from iconoclast_tl.search.solver import Losses, Solver, Theta, screen
-from iconoclast_tl.search.trace import Point, Trace
+from iconoclast_tl.search.trace import Finalist, Point, Trace, Walk
 
 STARTS = 8
 """First layers that are tried, at most."""
@@ -33,6 +34,8 @@ SPARED = 0.01
 """Share of what an edit gains that is given up for not running the first layers."""
 BACK = 0.9
 """Share of the base's missing the goal at which the behaviour is back: stricter prices leave nothing of the edit."""
+STUCK = 0.5
+"""Share of the base's missing the goal that is left at the best price, above which another family is tried."""
 NOTHING = 0.05
 """KL, as a share of what a typical direction costs at strength 1, below which hardly any strength is left."""
 LEAST_POINTS = 3
@@ -65,16 +68,15 @@ class GradientSearch:
         else:
             self._say(f"going on from {len(trace.points)} points")
             self._proxy.paths.load(trace.paths)
-        family = next((one for one in families if one.parameters == trace.family), None)
-        if family is None:
-            raise UserError(
-                "the search that is kept chose a kind of edit that is not asked for any more",
-                got=str(dict(trace.family)),
-                mend="set fold.merge and edit.affine as they were, or pass another --out",
-            )
-        self._start_at(trace.layer)
-        self._say(f"direction: {family}; edited from layer {trace.layer}")
-        self._walk_both(family, trace, track)
+        for number, finalist in enumerate(trace.finalists):
+            family = _named(families, finalist)
+            walk = self._prepared(number, family, trace)
+            self._say(f"direction: {family}; edited from layer {walk.layer}")
+            self._walk_both(number, family, trace, track)
+            if not self._is_stuck(walk):
+                break
+            if number + 1 < len(trace.finalists):
+                self._say(f"{family} leaves most of the behaviour as it was; trying the next")
         if not trace.points:
             raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
         trace.done = True
@@ -85,9 +87,8 @@ class GradientSearch:
 
     def _begin(self, families: Sequence[Family], track: Track) -> Trace:
         survivors, unit = self._screen(families)
-        best, theta = self._compete(survivors, self._middle_price(unit), track)
-        layer = self._first_layer(best, theta, self._prices(unit)[-1])
-        return Trace(best.parameters, theta[0].tolist(), layer, unit, self._proxy.paths.to_json())
+        finalists = self._compete(survivors, self._middle_price(unit), track)
+        return Trace(finalists, unit, self._proxy.paths.to_json())
 
     def _screen(self, families: Sequence[Family]) -> tuple[list[Family], float]:
         """The families of least loss at strength 1 (−1 to strengthen), and the unit of prices."""
@@ -106,8 +107,8 @@ class GradientSearch:
             raise UserError("no candidate direction gives a finite loss", mend="load the model in a wider --dtype")
         return order
 
-    def _compete(self, families: Sequence[Family], price: float, track: Track) -> tuple[Family, Theta]:
-        """Some steps of Adam for every survivor, in one batch, half of them dropped halfway: the best, its numbers."""
+    def _compete(self, families: Sequence[Family], price: float, track: Track) -> list[Finalist]:
+        """Some steps of Adam for every survivor, in one batch, half of them dropped halfway: the others, best first."""
         left, theta = list(families), self._solver.profile.start(len(families))
         losses = torch.zeros(len(families))
         steps = self._config.refine_steps
@@ -118,9 +119,9 @@ class GradientSearch:
             theta, losses = self._solver.descend(left, theta, price, n, before=losses)
             finite = theta.isfinite().all(-1).all(-1)
             order = self._finite(left, torch.where(finite, losses, math.nan))
-            kept = order[: 1 if number == len(rounds) - 1 else math.ceil(len(left) / 2)]
+            kept = order if number == len(rounds) - 1 else order[: math.ceil(len(left) / 2)]
             left, theta, losses = [left[i] for i in kept], theta[kept], losses[kept]
-        return left[0], theta[:1]
+        return [Finalist(family.parameters, numbers) for family, numbers in zip(left, theta.tolist(), strict=True)]
 
     def _first_layer(self, family: Family, theta: Theta, price: float) -> int:
         """The last layer below which strengths can be 0 for hardly any loss, at the price that cares most for the goal.
@@ -145,19 +146,34 @@ class GradientSearch:
 
     # The trace --------------------------------------------------------------------------------------------------------
 
-    def _walk_both(self, family: Family, trace: Trace, track: Track) -> None:
+    def _prepared(self, number: int, family: Family, trace: Trace) -> Walk:
+        """The walk of this number, begun where it was not, and the model ready for it."""
+        if number == len(trace.walks):
+            prices = self._prices(trace.unit)
+            self._proxy.start_at(0)
+            self._solver.reseed(number, len(prices))
+            theta = torch.tensor([trace.finalists[number].numbers])
+            trace.walks.append(Walk(self._first_layer(family, theta, prices[-1])))
+            self._keep(trace)
+        walk = trace.walks[number]
+        self._start_at(walk.layer)
+        return walk
+
+    def _walk_both(self, number: int, family: Family, trace: Trace, track: Track) -> None:
         """From the middle of the grid to both its ends."""
-        prices = self._prices(trace.unit)
+        prices, walk = self._prices(trace.unit), trace.walks[number]
         middle = len(prices) // 2
         looser = list(enumerate(prices))[middle:]
         stricter = list(enumerate(prices))[:middle][::-1]
-        self._walk(family, trace, trace.loose, trace.numbers, looser, track, "search: looser prices")
-        if trace.loose:
-            numbers = trace.loose[0].numbers
-            self._walk(family, trace, trace.strict, numbers, stricter, track, "search: stricter prices")
+        numbers = trace.finalists[number].numbers
+        self._walk(number, family, trace, walk.loose, numbers, looser, track, "search: looser prices")
+        if walk.loose:
+            numbers = walk.loose[0].numbers
+            self._walk(number, family, trace, walk.strict, numbers, stricter, track, "search: stricter prices")
 
     def _walk(
         self,
+        number: int,
         family: Family,
         trace: Trace,
         found: list[Point],
@@ -167,20 +183,21 @@ class GradientSearch:
         description: str,
     ) -> None:
         """From one price to the next, appending to `found`; where it ends depends on the points alone."""
-        for number, price in track(prices[len(found) :], description, len(prices) - len(found)):
-            if self._is_over(trace, found):
+        walk = trace.walks[number]
+        for place, price in track(prices[len(found) :], description, len(prices) - len(found)):
+            if self._is_over(walk, found):
                 return
-            self._solver.reseed(number)
+            self._solver.reseed(number, place)
             theta, dearer = torch.tensor([start]), 1.0
             if found:
                 # Responses that fell apart raise the price.
                 theta, dearer = self._onward(found[-1], trace.unit), 1 + found[-1].said.broken_rate
-            theta, losses = self._solver.descend([family], theta, price * dearer, self._config.steps, trace.layer)
+            theta, losses = self._solver.descend([family], theta, price * dearer, self._config.steps, walk.layer)
             if not bool(losses.isfinite().all()) or not bool(theta.isfinite().all()):
                 self._say(f"the loss is not finite at price {price:g}; the trace ends there")
                 return
-            point = self._solver.point(family, theta, price, trace.layer)
-            if found is trace.loose and self._solver.shortfall(point.said.behaviour_rate) == 0:
+            point = self._solver.point(family, theta, price, walk.layer)
+            if found is walk.loose and self._solver.shortfall(point.said.behaviour_rate) == 0:
                 point = replace(point, val_missed=self._on_val(point.parameters))
             found.append(point)
             trace.paths = self._proxy.paths.to_json()
@@ -193,15 +210,22 @@ class GradientSearch:
             return self._solver.profile.start(1)
         return torch.tensor([point.numbers])
 
-    def _is_over(self, trace: Trace, found: Sequence[Point]) -> bool:
+    def _is_over(self, walk: Walk, found: Sequence[Point]) -> bool:
         if not found:
             return False
-        if found is trace.loose:
+        if found is walk.loose:
             return nothing_more_on_val(found)
+        back = self._solver.shortfall(found[-1].proxy_rate) >= BACK * self._base_shortfall
+        return back and len(walk.points) >= LEAST_POINTS
+
+    def _is_stuck(self, walk: Walk) -> bool:
+        missed = (self._solver.shortfall(point.said.behaviour_rate) for point in walk.points)
+        return min(missed, default=math.inf) > STUCK * self._base_shortfall
+
+    @property
+    def _base_shortfall(self) -> float:
         shows = self._proxy.base.shows["target"]
-        base = self._solver.shortfall(sum(shows) / len(shows))
-        back = self._solver.shortfall(found[-1].proxy_rate) >= BACK * base
-        return back and len(trace.points) >= LEAST_POINTS
+        return self._solver.shortfall(sum(shows) / len(shows))
 
     # Prices -----------------------------------------------------------------------------------------------------------
 
@@ -212,6 +236,17 @@ class GradientSearch:
     def _middle_price(self, unit: float) -> float:
         strict, loose, _ = self._config.prices
         return unit * math.sqrt(strict * loose)
+
+
+def _named(families: Sequence[Family], finalist: Finalist) -> Family:
+    family = next((one for one in families if one.parameters == finalist.family), None)
+    if family is None:
+        raise UserError(
+            "the search that is kept chose a kind of edit that is not asked for any more",
+            got=str(dict(finalist.family)),
+            mend="set fold.merge and edit.affine as they were, or pass another --out",
+        )
+    return family
 
 
 def finite_by_rise(losses: Losses) -> list[int]:

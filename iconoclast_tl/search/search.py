@@ -15,7 +15,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.sites import HookedModule, Site
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.families import Source, families
+from iconoclast_tl.search.families import Source, families, family_name
 from iconoclast_tl.search.first_tokens import FirstTokens, first_tokens
 from iconoclast_tl.search.gradient import GradientSearch, Say
 from iconoclast_tl.search.objective import Goal, Objective, Scores
@@ -249,6 +249,7 @@ def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 def _shown(point: Point) -> dict[str, Any]:
     return {
+        "family": family_name(point.parameters),
         "price": point.price,
         "proxy_behaviour_rate": point.proxy_rate,
         "proxy_kl": point.proxy_kl,

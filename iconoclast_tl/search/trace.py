@@ -1,4 +1,4 @@
-"""A trace: the points of a gradient search, from strict to loose prices, and all that is needed to go on from there."""
+"""A trace: the points of a gradient search, price by price, and all that is needed to go on from there."""
 
 from __future__ import annotations
 
@@ -34,30 +34,51 @@ class Point:
     """The share of val target prompts at which the goal is missed; None where val was not asked."""
 
 
-@dataclass
-class Trace:
-    """Both walks of a gradient search as far as they went; a search that is given it goes on as if it had not ended."""
+@dataclass(frozen=True)
+class Finalist:
+    """A family that was left at the end of the competition."""
 
     family: Mapping[str, Any]
-    """What names the family that won."""
+    """What names it."""
     numbers: Numbers
-    """With which the competition left off."""
+    """With which it left off."""
+
+
+@dataclass
+class Walk:
+    """What one finalist gives over the prices, as far as it was walked."""
+
     layer: int
     """The first that is edited."""
-    unit: float
-    """Of prices."""
-    paths: Mapping[str, Any]
-    """What is known of the ways into the behaviour."""
     loose: list[Point] = field(default_factory=list)
     """From the middle price to looser ones."""
     strict: list[Point] = field(default_factory=list)
     """From the middle price to stricter ones."""
-    done: bool = False
 
     @property
     def points(self) -> list[Point]:
         """Strict to loose."""
         return [*reversed(self.strict), *self.loose]
+
+
+@dataclass
+class Trace:
+    """A gradient search as far as it went; one that is given it goes on as if it had not ended."""
+
+    finalists: list[Finalist]
+    """Best first."""
+    unit: float
+    """Of prices."""
+    paths: Mapping[str, Any]
+    """What is known of the ways into the behaviour."""
+    walks: list[Walk] = field(default_factory=list)
+    """Of the first finalists; more than one only where the first left the behaviour as it was."""
+    done: bool = False
+
+    @property
+    def points(self) -> list[Point]:
+        """Walk by walk."""
+        return [point for walk in self.walks for point in walk.points]
 
     def to_json(self) -> dict[str, Any]:
         """All of it; floats come back to the bit."""
@@ -66,8 +87,14 @@ class Trace:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Trace:
         """What `to_json` gave. Raises KeyError or TypeError where something is missing."""
-        walks = {walk: [_point(point) for point in content[walk]] for walk in ("loose", "strict")}
-        return cls(**{**content, **walks})
+        finalists = [Finalist(**finalist) for finalist in content["finalists"]]
+        walks = [_walk(walk) for walk in content["walks"]]
+        return cls(**{**content, "finalists": finalists, "walks": walks})
+
+
+def _walk(content: Mapping[str, Any]) -> Walk:
+    loose, strict = ([_point(point) for point in content[side]] for side in ("loose", "strict"))
+    return Walk(content["layer"], loose, strict)
 
 
 def _point(content: Mapping[str, Any]) -> Point:

@@ -164,11 +164,18 @@ class EasilyPleased(Solver):
         return max(rate - 0.25, 0)
 
 
-@pytest.mark.parametrize("profile", ["free", "kernel"])
+@pytest.mark.parametrize(("profile", "walks"), [("free", 1), ("kernel", 1), ("free", 2)])
 def test_a_search_that_is_stopped_anywhere_ends_as_if_it_had_not_been(
-    llama: LoadedModel, rows: list[list[int]], source: Source, profile: Any
+    llama: LoadedModel,
+    rows: list[list[int]],
+    source: Source,
+    profile: Any,
+    walks: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = CONFIG.model_copy(update={"profile": profile, "prices": (1.0, 0.001, 5), "allow_negative": True})
+    monkeypatch.setattr(GradientSearch, "_is_stuck", lambda *_: walks > 1)  # then every finalist is walked
+    free = {"profile": profile, "prices": (1.0, 0.001, 5), "allow_negative": True, "survivors": 2 * walks}
+    config = CONFIG.model_copy(update=free)
     competing, kept = all_families(source, llama), list[str]()
 
     def search(trace: Trace | None) -> tuple[Trace, int]:
@@ -186,7 +193,9 @@ def test_a_search_that_is_stopped_anywhere_ends_as_if_it_had_not_been(
 
     whole, asked = search(None)
     states = list(kept)
-    assert len(states) == len(whole.points) + 2 >= 5  # the competition, every price, the end
+    assert len(whole.walks) == walks
+    # The competition, the beginning of every walk, every price, the end.
+    assert len(states) == 1 + walks + len(whole.points) + 1 >= 6
     assert asked
     for state in states:
         before = Trace.from_json(json.loads(state))
@@ -209,7 +218,7 @@ def test_what_was_learned_of_the_behaviour_is_kept_with_the_trace(
         all_families(source, llama),
         keep=lambda trace: kept.append(Trace.from_json(json.loads(json.dumps(trace.to_json())))),
     )
-    first, forgetful = kept[1], fresh_proxy(llama, rows)
+    first, forgetful = kept[2], fresh_proxy(llama, rows)
     assert first.paths != forgetful.paths.to_json()  # the point's generation said something new
     forgetful.paths.load(first.paths)
     assert forgetful.paths.to_json() == first.paths

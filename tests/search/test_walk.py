@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from iconoclast_tl.search.families import Family
 from iconoclast_tl.search.gradient import GradientSearch
 from iconoclast_tl.search.proxy import Proxy, Said
 from iconoclast_tl.search.solver import Solver
-from iconoclast_tl.search.trace import Point, Trace, read_trace
+from iconoclast_tl.search.trace import Finalist, Point, Trace, Walk, read_trace
 from tests.search.test_gradient import CONFIG, all_families, fresh_proxy
 from tests.search.test_outer import make_source
 
@@ -54,25 +55,25 @@ class Written(Solver):
         return Point({"strengths": strengths}, theta[0].tolist(), price, told["proxy"], told["kl"], said)
 
 
-Walk = Callable[..., tuple[Written, list[float]]]
+WalkOver = Callable[..., tuple[Written, list[float]]]
 
 
 @pytest.fixture
-def walk(llama: LoadedModel, rows: list[list[int]]) -> Walk:
+def walk(llama: LoadedModel, rows: list[list[int]]) -> WalkOver:
     family = all_families(make_source(["as set"]), llama)[0]
 
     def made(val: float = 0.0, **answers: Mapping[str, float]) -> tuple[Written, list[float]]:
         proxy = fresh_proxy(llama, rows)
         solver = Written(proxy, {float(price[1:]): answer for price, answer in answers.items()})
         numbers = torch.full((len(WRITERS), 3), BEGUN).tolist()
-        trace = Trace(family.parameters, numbers, 0, 1.0, proxy.paths.to_json())
+        trace = Trace([Finalist(family.parameters, numbers)], 1.0, proxy.paths.to_json(), [Walk(0)])
         found = GradientSearch(solver, on_val=lambda parameters: val).run([family], trace)
         return solver, [point.price for point in found.points]
 
     return made
 
 
-def test_prices_are_walked_from_the_middle_to_both_ends_each_from_the_one_before(walk: Walk) -> None:
+def test_prices_are_walked_from_the_middle_to_both_ends_each_from_the_one_before(walk: WalkOver) -> None:
     solver, prices = walk()
     assert prices == pytest.approx(PRICES)
     assert solver.descents == [
@@ -84,25 +85,25 @@ def test_prices_are_walked_from_the_middle_to_both_ends_each_from_the_one_before
     ]
 
 
-def test_responses_that_fell_apart_raise_the_next_price(walk: Walk) -> None:
+def test_responses_that_fell_apart_raise_the_next_price(walk: WalkOver) -> None:
     solver, _ = walk(p100={"broken": 0.25})
     assert [price for _, price in solver.descents[:3]] == pytest.approx([100, 12.5, 1])
 
 
-def test_where_hardly_any_strength_is_left_the_next_price_starts_anew(walk: Walk) -> None:
+def test_where_hardly_any_strength_is_left_the_next_price_starts_anew(walk: WalkOver) -> None:
     solver, _ = walk(p10={"kl": 0.04})
     assert [start for start, _ in solver.descents[:3]] == pytest.approx([BEGUN, 1e-4, 0.5])
     solver, _ = walk(p10={"kl": 0.06})
     assert [start for start, _ in solver.descents[:3]] == pytest.approx([BEGUN, 1e-4, 1e-5])
 
 
-def test_looser_prices_end_where_the_behaviour_is_gone(walk: Walk) -> None:
+def test_looser_prices_end_where_the_behaviour_is_gone(walk: WalkOver) -> None:
     assert walk(p100={"rate": 0.0})[1] == pytest.approx([10000, 1000, 100])
     assert walk(p10={"rate": 0.0})[1] == pytest.approx([10000, 1000, 100, 10])
     assert walk(p100={"rate": 0.0}, val=0.5)[1] == pytest.approx(PRICES)  # val gained, and may gain more
 
 
-def test_stricter_prices_end_where_it_is_back(walk: Walk) -> None:
+def test_stricter_prices_end_where_it_is_back(walk: WalkOver) -> None:
     assert walk(p1000={"proxy": 0.25})[1] == pytest.approx(
         PRICES[1:]
     )  # a quarter of the prompts show it without an edit
@@ -122,7 +123,86 @@ def test_the_better_half_goes_on_and_the_best_wins(llama: LoadedModel, rows: lis
         assert sorted(first) == [0.0, 1.0, 2.0]
         assert second == [best, 2.0]
         assert (early, late) == (2, 3)
-        assert trace.family["direction_index"] == best
+        assert [one.family["direction_index"] for one in trace.finalists] == [best, 2.0]
+
+
+class Stubborn(Written):
+    """Each family leaves its own rate, and another at the loosest price, and has its own number in every descent."""
+
+    rates: Mapping[float, tuple[float, float]]
+    ready: list[tuple[float, float, int]]
+    """Family, number and first layer at the beginning of every descent."""
+    drawn: list[tuple[int, ...]]
+    """What prompts were drawn by."""
+
+    def reseed(self, *numbers: int) -> None:
+        """Remember."""
+        self.drawn.append(numbers)
+        super().reseed(*numbers)
+
+    def descend(
+        self, families: Sequence[Family], theta: Any, price: float, steps: int, layer: int = 0, before: Any = None
+    ) -> tuple[Any, Any]:
+        """To a number of the family."""
+        _, losses = super().descend(families, theta, price, steps, layer, before)
+        indices = [float(family.parameters["direction_index"]) for family in families]
+        self.ready.append((indices[0], float(theta.flatten()[0]), self.proxy._layer))
+        return torch.tensor(indices)[:, None, None].expand_as(theta) / 8, losses
+
+    def point(self, family: Family, theta: Any, price: float, layer: int = 0) -> Point:
+        """With what names the family."""
+        told, (rate, loosest) = super().point(family, theta, price, layer), self.rates[self.ready[-1][0]]
+        said = Said(loosest if price < 1.5 else rate, 0.0, 0)
+        return replace(
+            told, said=said, parameters={**family.parameters, "strengths": {name: [1.0] for name in WRITERS}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("rates", "walked"),
+    [
+        ({0.0: (0.12, 0.12)}, [0.0]),  # the base shows it on a quarter of the prompts
+        ({0.0: (0.25, 0.12)}, [0.0]),
+        ({0.0: (0.13, 0.13), 1.0: (0.12, 0.12)}, [0.0, 1.0]),
+        ({0.0: (0.25, 0.25), 1.0: (0.25, 0.25)}, [0.0, 1.0]),  # the third did not come as far as that
+    ],
+)
+def test_a_family_that_leaves_the_behaviour_as_it_was_gives_way_to_the_next(
+    llama: LoadedModel,
+    rows: list[list[int]],
+    rates: Mapping[float, tuple[float, float]],
+    walked: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[tuple[float, float, int]] = []
+    layers = {0.0: 2, 1.0: 1}
+
+    def first_layer(search: GradientSearch, family: Family, theta: Any, price: float) -> int:
+        index = float(family.parameters["direction_index"])
+        measured.append((index, float(theta.flatten()[0]), search._proxy._layer))
+        return layers[index]
+
+    monkeypatch.setattr(GradientSearch, "_first_layer", first_layer)
+    monkeypatch.setattr(GradientSearch, "_screen", lambda search, families: (families, 1.0))
+    families = [one for one in all_families(make_source(["as set"]), llama) if not one.parameters["affine"]]
+    solver, said = Stubborn(fresh_proxy(llama, rows), {}, [0.0, 1.0, 2.0]), list[str]()
+    solver.rates, solver.ready, solver.drawn = rates, [], []
+    trace = GradientSearch(solver, said.append).run(
+        [one for one in families if one.parameters["direction_scope"] == "global"]
+    )
+    points = trace.points
+    assert [point.parameters["direction_index"] for point in points] == [i for i in walked for _ in PRICES]
+    assert [point.price for point in points] == pytest.approx(PRICES * len(walked))
+    assert [walk.layer for walk in trace.walks] == [layers[i] for i in walked]
+    assert measured == [(i, i / 8, 0) for i in walked]  # each with its own numbers, all layers run
+    assert solver.ready[2:] == [(i, i / 8, layers[i]) for i in walked for _ in PRICES]
+    assert (
+        len(set(solver.drawn)) == len(solver.drawn) == len(walked) * (len(PRICES) + 1)
+    )  # each from prompts of its own
+    assert sum("trying the next" in line for line in said) == len(walked) - 1
+    assert [line.split(";")[0] for line in said if line.startswith("direction: ")] == [
+        f"direction: plain, point {i + 1:g}, as set" for i in walked
+    ]
 
 
 def test_a_search_without_a_point_is_not_done(llama: LoadedModel, rows: list[list[int]]) -> None:
@@ -137,7 +217,7 @@ def test_a_search_without_a_point_is_not_done(llama: LoadedModel, rows: list[lis
     search = GradientSearch(solver, said.append, keep=lambda trace: kept.append(trace.done))
     with pytest.raises(UserError, match="no strengths gave a finite loss"):
         search.run(all_families(make_source(["as set"]), llama))
-    assert kept == [False]
+    assert kept == [False] * 3  # the competition, and two finalists that were begun
     assert any("not finite at price" in line for line in said)
 
 
@@ -153,19 +233,29 @@ def test_a_survivor_that_loses_itself_is_named(llama: LoadedModel, rows: list[li
     said: list[str] = []
     families = [one for one in all_families(make_source(["as set"]), llama) if not one.parameters["affine"]]
     trace = GradientSearch(Astray(fresh_proxy(llama, rows), {}, [0.0, 1.0, 2.0]), said.append).run(families)
-    assert trace.family["direction_index"] != 0
+    assert [one.family["direction_index"] for one in trace.finalists] == [1.0, 2.0]
     assert any(line.startswith("plain, point 1, as set gives a loss that is not finite") for line in said)
 
 
 def test_a_trace_of_a_family_that_is_not_asked_for_is_refused(llama: LoadedModel, rows: list[list[int]]) -> None:
     families = all_families(make_source(["as set"]), llama)
     proxy = fresh_proxy(llama, rows)
-    trace = Trace({**families[0].parameters, "affine": "both"}, [], 0, 1.0, proxy.paths.to_json())
+    finalists = [Finalist({**families[0].parameters, "affine": "both"}, [])]
+    trace = Trace(finalists, 1.0, proxy.paths.to_json(), [Walk(0)])
     with pytest.raises(UserError, match="not asked for any more"):
         GradientSearch(Written(proxy, {})).run(families, trace)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"trace": {"loose": []}, "about": {}}', '{"trace": 3, "about": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"trace": {"finalists": []}, "about": {}}',
+        '{"trace": {"finalists": [], "walks": [{"layer": 0, "loose": []}]}, "about": {}}',
+        '{"trace": 3, "about": {}}',
+    ],
+)
 def test_a_damaged_trace_is_told_and_kept(tmp_path: Path, content: str) -> None:
     (tmp_path / "trace.json").write_text(content)
     with pytest.raises(UserError, match="remove it to search again"):
