@@ -29,8 +29,11 @@ _HOME = {
     "edits.hooks": ("preview",),
     "edits.profiles": ("Kernel", "uniform"),
     "evaluation.comparison": ("side_by_side",),
+    "doctor.checks": ("examine",),
+    "models.hook_points": ("bridge_sites", "hf_sites"),
     "models.loading": ("LoadedModel", "ModelConfig", "load_model"),
-    "models.sites": ("Site", "bridge_sites", "hf_sites"),
+    "models.post_norm": ("post_norm_gains",),
+    "models.sites": ("Site",),
     "models.twin": ("make_twin",),
     "prompts.contrast": ("ContrastSet", "PromptConfig", "load_contrast_set"),
 }  # fmt: skip

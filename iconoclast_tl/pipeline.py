@@ -27,7 +27,7 @@ from iconoclast_tl.evaluation.comparison import Change, Compared, compare, respo
 from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
 from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.folding.merge import merged_model, save_merged
-from iconoclast_tl.folding.verification import verify
+from iconoclast_tl.folding.verification import reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
 from iconoclast_tl.model_cards import write_cards
@@ -100,7 +100,7 @@ def _activations(parts: Mapping[tuple[str, str], LastPosition]) -> Activations:
         parts["neutral", "train"].residuals,
         parts["target", "val"].residuals,
         parts["neutral", "val"].residuals,
-        {component: parts["neutral", "train"].writes[component].mean for component in WRITERS},
+        {component: stats.mean for component, stats in parts["neutral", "train"].writes.items()},
     )
 
 
@@ -195,7 +195,7 @@ def uniform_edit(
     config = workspace.settings.edit.model_copy(update={"row_normalization": "none"})
     strengths: dict[Component, Tensor] = {c: uniform(strength, list(layers), n_layers) for c in WRITERS}
     vectors = directions.at(point).expand(1, n_layers, -1)
-    return make_edit(vectors, strengths, config, activations.neutral_means)
+    return make_edit(vectors, strengths, config, activations.neutral_means, workspace.gains)
 
 
 def preview_edit(workspace: Workspace, edit: Edit) -> Compared:
@@ -261,7 +261,8 @@ def fold(workspace: Workspace, edit: Edit) -> None:
             save_merged(merged, model, folder.merged)
         target, neutral = workspace.contrast.target.test, workspace.contrast.neutral.test
         rows = [workspace.chat.encode(prompt) for side in (target, neutral) for prompt in side[:VERIFIED_PROMPTS]]
-        fidelity = verify(edit, folded, model, rows, folder.adapter, folder.merged if merge else None)
+        reloaded = reload_merged(model, folder.merged) if merge else None
+        fidelity = verify(edit, folded, model, rows, folder.adapter, reloaded)
     if not fidelity.ok:
         raise RuntimeError(f"the fold is not its preview: {fidelity.to_json()}")
     folder.update_results(fidelity={"edit": edit.digest(), **fidelity.to_json()})

@@ -8,8 +8,11 @@ from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimate import DirectionConfig
 from iconoclast_tl.directions.sets import UNFILTERED, DirectionSets, set_name
+from iconoclast_tl.folding.fold import require_carried
 from iconoclast_tl.folding.merge import require_mergeable_bias
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.writers import Writer, require_writers
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source
 from iconoclast_tl.search.search import Job
@@ -24,7 +27,12 @@ def search_job(workspace: Workspace, directions: Directions, activations: Activa
         workspace.sites,
         workspace.asked("train", settings.search.gradient.prompts),
         workspace.val,
-        Source(_direction_sets(workspace, directions, activations), settings.edit, activations.neutral_means),
+        Source(
+            _direction_sets(workspace, directions, activations),
+            settings.edit,
+            activations.neutral_means,
+            workspace.gains,
+        ),
         _readable(workspace),
         settings.seed,
         workspace.folder.journal,
@@ -55,6 +63,7 @@ def require_foldable(workspace: Workspace) -> None:
             mend="pass --set edit.row_normalization=none",
         )
     _ = workspace.sites  # an architecture whose writers cannot be reached is told here
+    require_carried(edited_writers(workspace), settings.edit.affine, settings.edit.row_normalization)
     if settings.edit.affine and settings.fold.merge:
         require_mergeable_bias(workspace.model)
 
@@ -81,12 +90,17 @@ def _direction_sets(workspace: Workspace, directions: Directions, activations: A
     return DirectionSets(directions, activations, others)
 
 
+def edited_writers(workspace: Workspace) -> dict[Site, Writer]:
+    """The writers that an edit of these settings may change."""
+    return require_writers(workspace.model.hf, {site.component for site in workspace.sites} - {"resid_pre"})
+
+
 def _affine_can_be_kept(workspace: Workspace) -> bool:
-    """Whether an affine edit can become all that was asked for: merged weights need biases."""
-    if not workspace.settings.fold.merge:
-        return True
+    """Whether an affine edit can become all that was asked for: experts cannot carry it, merged weights need biases."""
     try:
-        require_mergeable_bias(workspace.model)
+        require_carried(edited_writers(workspace), affine=True, row_normalization="none")
+        if workspace.settings.fold.merge:
+            require_mergeable_bias(workspace.model)
     except UserError:
         return False
     return True

@@ -19,8 +19,10 @@ from iconoclast_tl.evaluation.suite import Judge, Questions, encode
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import write_json
+from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.loading import LoadedModel, load_model
-from iconoclast_tl.models.sites import HookedModule, Site, has_post_norm, hf_sites
+from iconoclast_tl.models.post_norm import Gains, post_norm_gains
+from iconoclast_tl.models.sites import WRITERS, Component, Site
 from iconoclast_tl.organisms.folder import CONTRAST_FOLDER, is_organism, shipped_folder
 from iconoclast_tl.organisms.grammar import judge
 from iconoclast_tl.prompts.chat import ChatFormat
@@ -53,7 +55,13 @@ class Workspace:
     @cached_property
     def sites(self) -> dict[Site, HookedModule]:
         """Where to hook the Hugging Face model."""
-        return hf_sites(self.model.hf)
+        components: tuple[Component, ...] = ("attn_out",) if self.settings.edit.attention_only else WRITERS
+        return hf_sites(self.model.hf, components)
+
+    @cached_property
+    def gains(self) -> Gains:
+        """γ of the model's post-norms, where it has them."""
+        return post_norm_gains(self.model.hf)
 
     def questions(self, prompts: tuple[Prompt, ...]) -> Questions:
         """Prompts with their tokens, checked against the context and the response budget."""
@@ -139,11 +147,11 @@ def open_workspace(
 
 def _caveats(model: LoadedModel) -> list[str]:
     """What a user must know of an edit on this architecture."""
-    if not has_post_norm(model.hf):
+    if not post_norm_gains(model.hf):
         return []
     return [
-        f"{type(model.hf).__name__} normalises what its writers write before it is added to the stream: an edit is "
-        "exact at the writer, but λ = 1 does not remove the direction from the stream"
+        f"{type(model.hf).__name__} normalises what its writers write before it is added to the stream: directions are "
+        "weighted by its gains, which is exact at λ = 1; between 0 and 1 more or less than 1 − λ is left"
     ]
 
 

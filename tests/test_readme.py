@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from iconoclast_tl.cli import app
+from tests.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +44,12 @@ def test_the_tree_names_every_room_and_only_rooms_that_are_there() -> None:
     }
     assert set(named) == rooms
     assert PACKAGE.is_dir()
+
+
+def test_the_table_of_architectures_has_a_row_for_each_of_the_suite() -> None:
+    table = README.split("<!-- architectures -->")[1].split("<!-- /architectures -->")[0]
+    named = re.findall(r"^\| ([^|]+) \| [A-Z]", table, re.M)
+    assert named == list(ARCHITECTURES)
 
 
 def test_settings_that_the_readme_names_exist() -> None:

@@ -44,10 +44,9 @@ def random_updates(hf: Any, strengths: Any) -> Any:
     import torch
 
     from iconoclast_tl.edits.updates import SiteUpdate, Updates
-    from iconoclast_tl.models.sites import writer_modules
 
     v = torch.nn.functional.normalize(torch.randn(1, 1, hf.config.hidden_size), dim=-1)
-    sites = writer_modules(hf)
+    sites = require_writers(hf)
     return Updates({site: SiteUpdate(v, v, None) for site in sites}, dict.fromkeys(sites, strengths))
 
 
@@ -72,7 +71,7 @@ def hooks(d_model: int, n_layers: int) -> dict[str, float]:
     import torch
 
     from iconoclast_tl.edits.hooks import hooked
-    from iconoclast_tl.models.sites import hf_sites
+    from iconoclast_tl.models.hook_points import hf_sites
 
     hf = build(d_model, n_layers)
     ids = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device)
@@ -103,7 +102,7 @@ def together(d_model: int, n_layers: int, positions: int) -> dict[int, float]:
     import torch
 
     from iconoclast_tl.edits.hooks import hooked
-    from iconoclast_tl.models.sites import hf_sites
+    from iconoclast_tl.models.hook_points import hf_sites
 
     hf, prompts = build(d_model, n_layers), 4
     ids, sites = torch.randint(1, 2048, (prompts, positions), device=hf.device), hf_sites(hf)
@@ -141,7 +140,7 @@ def peak(kind: str, d_model: int, n_layers: int) -> float:
     import torch
 
     from iconoclast_tl.edits.hooks import hooked
-    from iconoclast_tl.models.sites import hf_sites
+    from iconoclast_tl.models.hook_points import hf_sites
 
     hf = build(d_model, n_layers)
     ids = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device)

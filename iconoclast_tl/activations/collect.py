@@ -26,17 +26,11 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.models.batching import over_batches
+from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import (
-    WRITERS,
-    Component,
-    Site,
-    decoder_layers,
-    hook_name,
-    residual_hook_names,
-    writer_modules,
-)
+from iconoclast_tl.models.sites import WRITERS, Component, Site, hook_name, residual_hook_names
 from iconoclast_tl.models.twin import Twin
+from iconoclast_tl.models.writers import known_writers
 from iconoclast_tl.prompts.chat import TokenBatch, Tokens
 
 
@@ -56,7 +50,7 @@ class LastPosition:
     residuals: Float[Tensor, "n point d_model"]
     """float32, in the order of the prompts."""
     writes: dict[Component, ActivationStats]
-    """Statistics `layer d_model` of what each writer component writes."""
+    """Statistics `layer d_model` of what each writer component writes, if it is known what does."""
 
 
 Read = Callable[[TokenBatch], dict[str, Float[Tensor, "batch d_model"]]]
@@ -79,8 +73,8 @@ def collect_last_position(
     n_layers = model.n_layers
     points = residual_hook_names(n_layers)
     residuals = torch.empty(len(rows), len(points), model.d_model)
-    sites = {c: [hook_name(Site(layer, c)) for layer in range(n_layers)] for c in WRITERS}
-    writes: dict[Component, ResidualStats] = {component: ResidualStats() for component in WRITERS}
+    sites = {c: [hook_name(Site(layer, c)) for layer in range(n_layers)] for c in _known(model)}
+    writes: dict[Component, ResidualStats] = {component: ResidualStats() for component in sites}
     read = _bridge_reader(model, twin.bridge) if twin is not None else _module_reader(model)
 
     def take(batch: TokenBatch) -> None:
@@ -96,7 +90,7 @@ def collect_last_position(
 
 def _bridge_reader(model: LoadedModel, bridge: Any) -> Read:
     names = {*residual_hook_names(model.n_layers)}
-    names |= {hook_name(Site(layer, c)) for layer in range(model.n_layers) for c in WRITERS}
+    names |= {hook_name(Site(layer, c)) for layer in range(model.n_layers) for c in _known(model)}
 
     def read(batch: TokenBatch) -> dict[str, Tensor]:
         inputs = model.inputs(batch)
@@ -144,7 +138,8 @@ def _recording(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
         return hook
 
     handles = [
-        module.register_forward_hook(keep_output(hook_name(site))) for site, module in writer_modules(model.hf).items()
+        model.hf.get_submodule(writer.module).register_forward_hook(keep_output(hook_name(site)))
+        for site, writer in known_writers(model.hf).items()
     ]
     for layer, name in zip(layers, points[:-1], strict=True):
         handles.append(layer.register_forward_pre_hook(keep_input(name), with_kwargs=True))
@@ -154,6 +149,12 @@ def _recording(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _known(model: LoadedModel) -> list[Component]:
+    """The components of which every layer's writer is known."""
+    found = known_writers(model.hf)
+    return [c for c in WRITERS if all(Site(layer, c) in found for layer in range(model.n_layers))]
 
 
 def _require_finite(found: dict[str, Tensor]) -> None:

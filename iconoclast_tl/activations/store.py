@@ -74,5 +74,5 @@ def load_activations(path: Path, key: str) -> Activations | None:
         tensors["neutral_train"],
         tensors["target_val"],
         tensors["neutral_val"],
-        {name: tensors[f"neutral_writes.{name}"] for name in WRITERS},
+        {name: tensors[f"neutral_writes.{name}"] for name in WRITERS if f"neutral_writes.{name}" in tensors},
     )

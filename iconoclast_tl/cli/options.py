@@ -38,6 +38,9 @@ GoalOption = Annotated[str | None, typer.Option(help="suppress (default) or stre
 TrialsOption = Annotated[
     int | None, typer.Option(help="Trials of tpe or outer; a continued search counts its earlier ones.")
 ]
+AttentionOnlyOption = Annotated[
+    bool | None, typer.Option("--attention-only", help="Edit what attention writes, and leave the MLPs alone.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 SETTING_OF = {
@@ -52,6 +55,7 @@ SETTING_OF = {
     "neutral_test": "prompts.neutral_test",
     "borderline": "prompts.borderline",
     "raw_prompts": "prompts.raw_prompts",
+    "attention_only": "edit.attention_only",
     "seed": "seed",
 }
 """Options that are short names of settings."""
@@ -76,6 +80,7 @@ class Common:
     seed: SeedOption = None
     device: DeviceOption = None
     dtype: DtypeOption = None
+    attention_only: AttentionOnlyOption = None
     json: JsonOption = False
 
     def settings(self, **more: Any) -> dict[str, Any]:

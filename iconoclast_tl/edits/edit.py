@@ -2,7 +2,9 @@
 
 At a site that writes y, a plain edit gives y' = y − Σ_k λ_k v_k (v_kᵀ y); an affine one ablates towards a centre c,
 y' = y − Σ_k λ_k v_k (v_kᵀ y − c_k), with c_k = v_kᵀ(mean of y over neutral prompts). λ = 0 leaves a site alone, 1
-projects v out, negative strengths amplify. `edits.hooks` turns it into a preview and `edits.factors` into weights.
+projects v out, negative strengths amplify. Where a post-norm γ ∘ y / rms(y) stands between y and the stream, γ ∘ v_k,
+orthonormalised, is in the place of v_k: that takes v_k out of the stream. `edits.hooks` turns an edit into a preview,
+`edits.factors` into weights.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class EditConfig(StageConfig):
     """`none` is exact; `pre` edits the row-normalised weights; `full` also restores the row norms (rank-truncated)."""
     rank: int = Field(3, ge=1)
     """Rank of the LoRA factors under `full`."""
+    attention_only: bool = False
+    """Leave what the MLPs write alone: for architectures whose experts cannot be reached."""
     scope: Scope = "writers"
     """`writers`: what attention and MLP write (foldable); `stream`: resid_pre too (preview only)."""
 
@@ -61,6 +65,8 @@ class Edit:
     centres: Mapping[Component, Float[Tensor, "k layer"]] = field(default_factory=dict)
     row_normalization: RowNormalization = "none"
     rank: int = 3
+    gains: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
+    """γ of the post-norms, where the model has them (`models.post_norm`)."""
 
     def __post_init__(self) -> None:
         """Check shapes, finiteness and orthonormality: a wrong edit must not get as far as a model."""
@@ -100,6 +106,11 @@ class Edit:
         return any(bool(centre.any()) for centre in self.centres.values())
 
     @property
+    def components(self) -> set[Component]:
+        """Those at which this edit does anything."""
+        return {site.component for site in self.sites}
+
+    @property
     def sites(self) -> list[Site]:
         """The sites at which this edit does anything, in order."""
         active = [
@@ -115,7 +126,8 @@ class Edit:
         strengths = self.strengths[site.component][:, site.layer]
         centre = self.centres.get(site.component)
         centres = centre[:, site.layer] if centre is not None else torch.zeros_like(strengths)
-        vectors = self.directions[:, site.layer]
+        gains = self.gains.get(site.component)
+        vectors = _seen_through(None if gains is None else gains[site.layer], self.directions[:, site.layer])
         used = (strengths != 0) & vectors.any(-1)
         return SiteEdit(vectors[used], strengths[used], centres[used])
 
@@ -133,6 +145,7 @@ class Edit:
             "directions": self.directions,
             **{f"strengths.{name}": values for name, values in sorted(self.strengths.items())},
             **{f"centres.{name}": values for name, values in sorted(self.centres.items())},
+            **{f"gains.{name}": values for name, values in sorted(self.gains.items())},
         }
 
 
@@ -141,16 +154,20 @@ def make_edit(
     strengths: Mapping[Component, Float[Tensor, "layer"]],
     config: EditConfig,
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
+    gains: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
 ) -> Edit:
     """Build an edit in which the k directions of a layer share its strength.
 
     directions: orthonormalised here, per layer. strengths: one λ per layer for each component. neutral_writes: the
-    mean of what each component writes over neutral prompts, needed for affine edits (c = vᵀ mean). Under scope
-    `stream`, components without strengths of their own (resid_pre) take the largest of the writers' in each layer.
+    mean of what each component writes over neutral prompts, needed for affine edits (c = vᵀ mean). gains: of the
+    model's post-norms. Under scope `stream`, components without strengths of their own (resid_pre) take the largest of
+    the writers' in each layer.
     """
     vectors = orthonormalize(directions.float())
     k = len(vectors)
     all_strengths = dict(strengths)
+    if config.attention_only:
+        all_strengths["mlp_out"] = torch.zeros_like(all_strengths["mlp_out"])
     if config.scope == "stream":
         writers = torch.stack([all_strengths[component] for component in WRITERS])
         all_strengths["resid_pre"] = writers.gather(0, writers.abs().argmax(0, keepdim=True))[0]
@@ -164,7 +181,9 @@ def make_edit(
                 mend="use --scope writers, or edit.affine=false",
             )
         centres = {
-            name: torch.einsum("kld,ld->kl", vectors.double(), neutral_writes[name].double()).float()
+            name: torch.einsum(
+                "kld,ld->kl", _seen_through((gains or {}).get(name), vectors).double(), neutral_writes[name].double()
+            ).float()
             for name in all_strengths
         }
     return Edit(
@@ -173,4 +192,12 @@ def make_edit(
         centres,
         config.row_normalization,
         config.rank,
+        gains or {},
     )
+
+
+def _seen_through(
+    gain: Float[Tensor, "*layer d_model"] | None, vectors: Float[Tensor, "k *layer d_model"]
+) -> Float[Tensor, "k *layer d_model"]:
+    """The directions along which a site before a post-norm is projected."""
+    return vectors if gain is None else orthonormalize(vectors * gain.to(vectors))

@@ -8,21 +8,20 @@ of W's row norms:
     full   ΔW ≈ D·rownorm(D⁻¹W − VᵀΛV D⁻¹W) − W    row norms restored; truncated by SVD to `rank`
     always β  = −Vᵀ Λ (V b − c)
 
-`pre` and `full` are oblique: they leave part of V in W' wherever row norms differ, which `residual_fraction` measures.
+`pre` and `full` are oblique: they leave part of V in W' wherever row norms differ, which `share_left` measures.
 `pre` and `full` are Heretic's names; `full` is grimjim's norm-preserving biprojected ablation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from iconoclast_tl.edits.edit import Edit, SiteEdit
-from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.sites import Site
+from iconoclast_tl.edits.edit import SiteEdit
 
 EXACT_SVD_UP_TO = 1024
 """Smaller side of a matrix up to which `full` takes the exact SVD (a randomised one, seeded, above)."""
@@ -40,12 +39,6 @@ class Factors:
     def rank(self) -> int:
         """Rank of the LoRA pair."""
         return int(self.a.shape[0])
-
-
-def site_factors(edit: Edit, site: Site, module: nn.Module) -> Factors:
-    """The factors of `edit` for the linear module that writes `site`."""
-    weight, bias = dense_weight(module)
-    return factors(edit.at(site), weight, bias, edit.row_normalization, edit.rank)
 
 
 def factors(
@@ -72,29 +65,15 @@ def factors(
     return Factors(*_truncate(norms * edited / lengths - w, rank), delta_bias)
 
 
-def residual_fraction(edit: SiteEdit, weight: Float[Tensor, "d_model d_in"], change: Factors) -> float:
-    """‖V W'‖ / ‖V W‖ (Frobenius): the share of the directions that is still in the edited matrix.
+def share_left(edit: SiteEdit, weights: Float[Tensor, "expert d_model d_in"], changes: Sequence[Factors]) -> float:
+    """‖V W'‖ / ‖V W‖ (Frobenius, over all experts): the share of the directions that is still in the edited matrix.
 
     |1 − λ| for an exact edit with one strength; under `pre` and `full` more or less than that.
     """
-    v, w = edit.directions.double().to(weight.device), weight.detach().double()
-    before = v @ w
-    after = before + (v @ change.b.double()) @ change.a.double()
-    return float(after.norm() / before.norm().clamp(min=1e-300))
-
-
-def dense_weight(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear module; `UserError` where the weight is quantised and cannot be read exactly."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{type(module).__name__} has no weight: row normalisation and folding need the linear module")
-    if not weight.is_floating_point():
-        raise UserError(
-            "the weights are quantised",
-            want="full-precision weights for folding and for row normalisation",
-            mend="pass --set edit.row_normalization=none for previews, --set model.quantization=none for the rest",
-        )
-    return weight, bias
+    v = edit.directions.double().to(weights.device)
+    before = v @ weights.detach().double()
+    added = [(v @ change.b.double()) @ change.a.double() for change in changes]
+    return float((before + torch.stack(added)).norm() / before.norm().clamp(min=1e-300))
 
 
 def _bias_change(edit: SiteEdit, bias: Tensor | None, like: Tensor) -> Tensor | None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.updates import SiteUpdate, Updates, apply_update, edit_updates
-from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.sites import Site
 
 
 @dataclass

@@ -49,5 +49,6 @@ def load_edit(path: Path, n_layers: int, d_model: int) -> tuple[Edit, dict[str, 
         {name: tensors[f"centres.{name}"] for name in COMPONENTS if f"centres.{name}" in tensors},
         about["row_normalization"],
         about["rank"],
+        {name: tensors[f"gains.{name}"] for name in COMPONENTS if f"gains.{name}" in tensors},
     )
     return edit, about["provenance"]

@@ -23,8 +23,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from iconoclast_tl.edits.edit import Edit
-from iconoclast_tl.edits.factors import dense_weight, factors
-from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.edits.factors import factors
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.writers import dense_weight
 
 
 @dataclass(frozen=True)

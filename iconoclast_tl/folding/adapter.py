@@ -2,6 +2,10 @@
 
 α equals the rank everywhere, so that LoRA's scale α/r is 1 and ΔW = BA as it stands. A bias change goes into
 `lora_bias`: the adapter can carry it also where the base layer has no bias.
+
+Fused experts are `target_parameters`, which PEFT does not combine with `lora_bias`: what has a bias to change beside
+them is saved whole (`modules_to_save`). Linears of their name beside them (shared experts, dense layers) are named as
+parameters, too: as modules PEFT takes them for experts of an older layout, and leaves them out.
 """
 
 from __future__ import annotations
@@ -11,16 +15,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
-from iconoclast_tl.folding.fold import Fold
+from iconoclast_tl.folding.fold import Change, Fold
+from iconoclast_tl.folding.merge import edited_parameters
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import replacing_folder
 from iconoclast_tl.models.loading import LoadedModel
+
+WRAPPED = "base_model.model."
+"""What PEFT puts before the path of a module."""
 
 
 def save_adapter(fold: Fold, model: LoadedModel, folder: Path) -> None:
@@ -30,9 +38,10 @@ def save_adapter(fold: Fold, model: LoadedModel, folder: Path) -> None:
     with _unloaded_after(model.hf), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lora_bias=True.*")  # the base has no bias: as intended
         warnings.filterwarnings("ignore", message=".*have invalid shape.*")  # a bias is one-dimensional
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # Conv1D: PEFT finds out by itself
         wrapped = get_peft_model(model.hf, _config(fold, model))
-        for path, change in fold.factors.items():
-            _set(wrapped.get_submodule(f"base_model.model.{path}"), change.a, change.b, change.bias)
+        for change in fold.changes:
+            _set(wrapped, change, fold, model)
         with replacing_folder(folder) as temporary:
             wrapped.save_pretrained(str(temporary))
 
@@ -63,8 +72,11 @@ def loaded_adapter(model: LoadedModel, folder: Path) -> Iterator[Any]:
 def _config(fold: Fold, model: LoadedModel) -> Any:
     from peft import LoraConfig
 
-    ranks = {path: change.rank for path, change in fold.factors.items()}
-    largest = max(ranks.values())
+    carried = [(change, _carrier(change, fold)) for change in fold.changes]
+    ranks = {change.matrix.module: change.rank for change, how in carried if how == "module"}
+    whole = [change.matrix.module for change, how in carried if how == "whole"]
+    parameters = [path for change, how in carried if how == "parameter" for path in _parameter_paths(change)]
+    largest = max(change.rank for change in fold.changes)
     pattern = {f"^{re.escape(path)}$": rank for path, rank in ranks.items() if rank != largest}
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -73,23 +85,79 @@ def _config(fold: Fold, model: LoadedModel) -> Any:
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
         target_modules=sorted(ranks),
+        target_parameters=parameters or None,
+        modules_to_save=whole or None,
         lora_dropout=0.0,
         bias="none",
-        lora_bias=fold.has_bias,
+        lora_bias=fold.has_bias and not parameters,
         inference_mode=True,
         base_model_name_or_path=model.name,
     )
 
 
-def _set(layer: Any, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _carrier(change: Change, fold: Fold) -> Literal["module", "parameter", "whole"]:
+    """How PEFT carries a change."""
+    fused = {other.matrix.parameter for other in fold.changes if other.matrix.n_experts is not None}
+    if change.matrix.n_experts is not None:
+        return "parameter"
+    if fused and change.has_bias:
+        return "whole"
+    return "parameter" if change.matrix.module.rpartition(".")[2] in fused else "module"
+
+
+def _parameter_paths(change: Change) -> list[str]:
+    bias = change.matrix.bias_path
+    return [change.matrix.path, *([bias] if change.has_bias and bias else [])]
+
+
+@torch.no_grad()
+def _set(wrapped: Any, change: Change, fold: Fold, model: LoadedModel) -> None:
+    layer = wrapped.get_submodule(WRAPPED + change.matrix.module)
+    how = _carrier(change, fold)
+    if how == "parameter":
+        _set_parameter(layer, change)
+    elif how == "whole":
+        (weight,), bias = edited_parameters(change, model)
+        assert bias is not None  # it changes: that is why it is saved whole
+        layer.modules_to_save["default"].weight.copy_(weight.T if change.matrix.transposed else weight)
+        layer.modules_to_save["default"].bias.copy_(bias[0])
+    else:
+        _set_linear(layer, *((one.a, one.b, one.bias) for one in change.factors))
+
+
+def _set_linear(layer: Any, factors: tuple[Tensor, Tensor, Tensor | None]) -> None:
+    a, b, bias = factors
     lora_a, lora_b = layer.lora_A["default"], layer.lora_B["default"]
-    with torch.no_grad():
-        lora_a.weight.copy_(a)
-        lora_b.weight.copy_(b)
-        if lora_b.bias is not None:
-            lora_b.bias.zero_()
-            if bias is not None:
-                lora_b.bias.copy_(bias)
+    lora_a.weight.copy_(a)
+    lora_b.weight.copy_(b)
+    if lora_b.bias is not None:
+        lora_b.bias.zero_()
+        if bias is not None:
+            lora_b.bias.copy_(bias)
+
+
+def _set_parameter(layer: Any, change: Change) -> None:
+    """PEFT keeps the experts' factors side by side: A as (expert · r, d_in), B as (d_model, r · expert)."""
+    by_name = {}
+    while hasattr(layer, "parameter_name"):  # of one module several parameters are wrapped one around the other
+        by_name[layer.parameter_name] = layer
+        layer = layer.base_layer
+    weights = by_name[change.matrix.parameter]
+    rank = weights.r["default"]
+    a = torch.stack([_padded(one.a, rank) for one in change.factors])
+    b = torch.stack([_padded(one.b.mT, rank).mT for one in change.factors], dim=-1)
+    weights.lora_A["default"].weight.copy_(a.flatten(0, 1))
+    weights.lora_B["default"].weight.copy_(b.flatten(1, 2))
+    if change.has_bias and change.matrix.bias is not None:
+        biases = by_name[change.matrix.bias]
+        shift = torch.stack([torch.zeros_like(one.b[:, 0]) if one.bias is None else one.bias for one in change.factors])
+        u, s, vh = torch.linalg.svd(shift, full_matrices=False)  # its rows lie in the span of the directions
+        biases.lora_A["default"].weight.copy_(_padded(vh[:rank], rank))
+        biases.lora_B["default"].weight.copy_(_padded((u * s)[:, :rank].mT, rank).mT)
+
+
+def _padded(rows: Tensor, n: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(n - len(rows), rows.shape[1])])
 
 
 @contextmanager

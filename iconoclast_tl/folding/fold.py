@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+from torch import Tensor
+
 from iconoclast_tl.edits.edit import Edit
-from iconoclast_tl.edits.factors import Factors, dense_weight, residual_fraction, site_factors
+from iconoclast_tl.edits.factors import Factors, factors, share_left
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import writer_paths
+from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.writers import Matrix, Writer, require_writers
 
 
 class FoldConfig(StageConfig):
@@ -22,24 +25,53 @@ class FoldConfig(StageConfig):
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Module path → factors, for exactly the edited matrices."""
+class Change:
+    """What a fold does to one parameter: to one matrix, or to every expert's that are fused in it."""
 
-    factors: Mapping[str, Factors]
-    residual_fraction: Mapping[str, float]
-    """Module path → ‖VW'‖/‖VW‖."""
+    matrix: Matrix
+    factors: tuple[Factors, ...]
+    """Of every expert; one where they are not fused."""
+    residual_fraction: float
+    """‖VW'‖/‖VW‖, over all experts together."""
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias changes."""
+        return any(one.bias is not None for one in self.factors)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the LoRA pair of each expert."""
+        return max(one.rank for one in self.factors)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Changes of exactly the edited parameters."""
+
+    changes: tuple[Change, ...]
+
+    @property
+    def n_matrices(self) -> int:
+        """Edited matrices, every expert counted."""
+        return sum(len(change.factors) for change in self.changes)
 
     @property
     def has_bias(self) -> bool:
         """Whether any matrix's bias changes (affine edits, or a base bias along the direction)."""
-        return any(change.bias is not None for change in self.factors.values())
+        return any(change.has_bias for change in self.changes)
+
+    @property
+    def residual_fraction(self) -> dict[str, float]:
+        """By the path of the parameter, without `.weight`."""
+        return {change.matrix.path.removesuffix(".weight"): change.residual_fraction for change in self.changes}
 
 
 def make_fold(edit: Edit, model: LoadedModel) -> Fold:
     """Factors of `edit` for every matrix it touches; sites with strength 0 are left out.
 
     Raises `UserError` for an edit of scope `stream` (o_proj and down_proj cannot do what it does), one that edits
-    nothing, and quantised weights.
+    nothing, quantised weights, and what experts cannot carry (`require_dense_where_needed`).
     """
     if edit.scope == "stream":
         raise UserError(
@@ -49,11 +81,46 @@ def make_fold(edit: Edit, model: LoadedModel) -> Fold:
         )
     if not edit.sites:
         raise UserError("the edit has no strength other than zero", want="something to fold")
-    paths = writer_paths(model.hf)
-    found, left = {}, {}
-    for site in edit.sites:
-        module = model.hf.get_submodule(paths[site])
-        change = site_factors(edit, site, module)
-        found[paths[site]] = change
-        left[paths[site]] = residual_fraction(edit.at(site), dense_weight(module)[0], change)
-    return Fold(found, left)
+    writers = require_writers(model.hf, edit.components)
+    return Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
+
+
+def require_carried(writers: Mapping[Site, Writer], affine: bool, row_normalization: str) -> None:
+    """Raise `UserError` for kinds of edit that a mixture of experts cannot carry.
+
+    A constant that is added to what a mixture writes is none that an expert could add: its weight in the sum differs
+    from token to token. And what is projected out of a mixture's output is not what row norms of one expert would say.
+    """
+    if all(writer.is_dense for writer in writers.values()):
+        return
+    mixed = next(str(site) for site, writer in writers.items() if not writer.is_dense)
+    if affine:
+        raise UserError(
+            "an affine edit cannot be folded into experts",
+            got=f"a mixture of experts at {mixed}",
+            mend="pass --set edit.affine=false, or --attention-only",
+        )
+    if row_normalization != "none":
+        raise UserError(
+            "experts cannot be edited with row normalisation",
+            got=f"edit.row_normalization {row_normalization} and a mixture of experts at {mixed}",
+            mend="pass --set edit.row_normalization=none, or --attention-only",
+        )
+
+
+def _site_changes(edit: Edit, site: Site, writer: Writer, model: LoadedModel) -> list[Change]:
+    at = edit.at(site)
+    require_carried({site: writer}, bool(at.centres.any()), edit.row_normalization)
+    changes = []
+    for matrix in writer.matrices:
+        weights, biases = matrix.read(model.hf)
+        found = [
+            factors(at, weight, _of(biases, expert), edit.row_normalization, edit.rank)
+            for expert, weight in enumerate(weights)
+        ]
+        changes.append(Change(matrix, tuple(found), share_left(at, weights, found)))
+    return changes
+
+
+def _of(biases: Tensor | None, expert: int) -> Tensor | None:
+    return None if biases is None else biases[expert]

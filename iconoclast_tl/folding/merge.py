@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from iconoclast_tl.edits.factors import dense_weight
-from iconoclast_tl.folding.fold import Fold
+from iconoclast_tl.folding.fold import Change, Fold
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import replacing_folder
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import writer_modules
 from iconoclast_tl.models.twin import share
+from iconoclast_tl.models.writers import known_writers
 
 BIAS_FLAGS = ("attention_bias", "mlp_bias")
 
@@ -41,22 +41,35 @@ def merged_model(fold: Fold, model: LoadedModel) -> Any:
     """
     replaced: dict[str, Tensor] = {}
     lacks_bias = False
-    for path, change in fold.factors.items():
-        weight, bias = dense_weight(model.hf.get_submodule(path))
-        replaced[f"{path}.weight"] = (weight.to(change.a) + change.b @ change.a).to(weight.dtype)
-        if change.bias is not None:
-            lacks_bias |= bias is None
-            base = bias if bias is not None else torch.zeros_like(change.bias)
-            replaced[f"{path}.bias"] = (base.to(change.bias) + change.bias).to(weight.dtype)
+    for change in fold.changes:
+        weight, bias = edited_parameters(change, model)
+        replaced |= change.matrix.stored(weight, bias)
+        lacks_bias |= change.has_bias and change.matrix.bias is None
     if not lacks_bias:
         return share(model.hf, None, replaced)
     config = _with_biases(model)
     return share(model.hf, config, {**_zero_biases(model, config), **replaced})
 
 
+def edited_parameters(
+    change: Change, model: LoadedModel
+) -> tuple[Float[Tensor, "expert d_model d_in"], Float[Tensor, "expert d_model"] | None]:
+    """W' and b' of every expert in the model's dtype; b' is None where no bias changes."""
+    weights, biases = change.matrix.read(model.hf)
+    edited = torch.stack([(w.to(one.a) + one.b @ one.a).to(w) for w, one in zip(weights, change.factors, strict=True)])
+    if not change.has_bias:
+        return edited, None
+    before = torch.zeros_like(weights[:, :, 0]) if biases is None else biases
+    added = [
+        torch.zeros_like(b) if one.bias is None else one.bias for b, one in zip(before, change.factors, strict=True)
+    ]
+    return edited, torch.stack([(b.to(more) + more).to(b) for b, more in zip(before, added, strict=True)])
+
+
 def require_mergeable_bias(model: LoadedModel) -> None:
     """Raise `UserError` where writers have no bias and the configuration cannot switch one on."""
-    lacking = any(getattr(module, "bias", None) is None for module in writer_modules(model.hf).values())
+    writers = known_writers(model.hf).values()
+    lacking = any(matrix.bias is None for writer in writers for matrix in writer.matrices)
     if lacking and not all(hasattr(model.hf.config, flag) for flag in BIAS_FLAGS):
         raise UserError(
             f"merged weights of {type(model.hf).__name__} cannot carry this edit's bias",

@@ -18,8 +18,8 @@ from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.folding.adapter import loaded_adapter
 from iconoclast_tl.folding.fold import Fold
 from iconoclast_tl.models.batching import over_batches
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from iconoclast_tl.prompts.chat import TokenBatch, Tokens
 
 
@@ -50,7 +50,10 @@ class Fidelity:
     preview_vs_base: float
     """Largest logit difference that the edit makes: what the agreements are small against."""
     residual_fraction: Mapping[str, float]
+    n_matrices: int
+    """Edited matrices, every expert counted."""
     n: int
+    """Prompts."""
 
     @property
     def ok(self) -> bool:
@@ -66,6 +69,7 @@ class Fidelity:
             "preview_vs_adapter": self.preview_vs_adapter.to_json(),
             "preview_vs_merged": self.preview_vs_merged.to_json() if self.preview_vs_merged else None,
             "preview_vs_base": self.preview_vs_base,
+            "n_matrices": self.n_matrices,
             "residual_fraction": dict(self.residual_fraction),
         }
 
@@ -76,27 +80,27 @@ def verify(
     model: LoadedModel,
     rows: Sequence[Tokens],
     adapter: Path,
-    merged: Path | None,
+    merged: Any | None,
     batch_size: int = 32,
 ) -> Fidelity:
-    """Compare logits at every position of `rows` under the preview with those of what was written to disk.
+    """Compare logits at every position of `rows` under the preview with those of what was folded.
 
-    The adapter is reloaded by `peft`, the merged weights by `transformers`, so that saving is part of the proof.
+    The adapter is reloaded from its folder by `peft`. merged: a model of the merged weights; one from `reload_merged`
+    makes saving part of the proof.
     """
     pairs = ("adapter", "merged", "base")
     found: dict[str, list[float]] = {name: [] for name in (*pairs, "scale")}
-    reloaded = _reload(model, merged) if merged is not None else None
 
     def compare(batch: TokenBatch) -> None:
         inputs, real = model.inputs(batch), batch.attention_mask.bool()
-        with preview(edit, hf_sites(model.hf)):
+        with preview(edit, hf_sites(model.hf, edit.components)):
             expected = _logits(model.hf, inputs, real)
         found["scale"].append(float(expected.abs().max()))
         found["base"].append(_difference(expected, _logits(model.hf, inputs, real)))
         with loaded_adapter(model, adapter) as wrapped:
             found["adapter"].append(_difference(expected, _logits(wrapped, inputs, real)))
-        if reloaded is not None:
-            found["merged"].append(_difference(expected, _logits(reloaded, inputs, real)))
+        if merged is not None:
+            found["merged"].append(_difference(expected, _logits(merged, inputs, real)))
 
     over_batches(compare, rows, model.pad_id, batch_size)
     # Not max(): it would pass over a NaN, and a comparison that gave NaN is no agreement.
@@ -104,9 +108,10 @@ def verify(
     tolerance = fidelity_tolerance(model.hf.dtype, largest["scale"], largest["base"])
     return Fidelity(
         Agreement(largest["adapter"], tolerance),
-        Agreement(largest["merged"], tolerance) if reloaded is not None else None,
+        Agreement(largest["merged"], tolerance) if merged is not None else None,
         largest["base"],
         fold.residual_fraction,
+        fold.n_matrices,
         len(rows),
     )
 
@@ -123,7 +128,8 @@ def fidelity_tolerance(dtype: torch.dtype, scale: float, effect: float) -> float
     return max(effect / 20, 4 * torch.finfo(dtype).eps * scale)
 
 
-def _reload(model: LoadedModel, merged: Path) -> Any:
+def reload_merged(model: LoadedModel, merged: Path) -> Any:
+    """The merged weights of a folder, as plain `transformers` loads them."""
     from transformers import AutoModelForCausalLM
 
     reloaded = AutoModelForCausalLM.from_pretrained(str(merged), dtype=model.hf.dtype)

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import decoder_layers
 from iconoclast_tl.prompts.chat import TokenBatch
 
 

@@ -70,6 +70,9 @@ def make_twin(model: LoadedModel) -> Twin | Parity:
     tolerance = parity_tolerance(model.hf.dtype)
     if model.quantization != "none":
         return Parity(False, None, tolerance, "TransformerLens cannot share quantised weights")
+    if model.hf.config.get_text_config() is not model.hf.config:
+        # Its loader asks the hub for image processors, and installs packages into the running environment.
+        return Parity(False, None, tolerance, "TransformerLens would load the other modalities from the hub")
     if len({parameter.device for parameter in model.hf.parameters()}) > 1:
         return Parity(False, None, tolerance, "TransformerLens would move a model that lies on several devices")
     try:

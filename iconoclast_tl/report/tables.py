@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from iconoclast_tl.doctor.checks import Check
+
 RATES = (
     ("behaviour_rate", "behaviour rate, target"),
     ("spill_rate", "spill rate, neutral"),
@@ -53,9 +55,8 @@ def fidelity_table(fidelity: Mapping[str, Any]) -> Table:
             table.add_row(label, f"{row['max_abs_logit_diff']:.2e}", f"{row['tolerance']:.0e}", _yes(row["ok"]))
     table.add_row("preview ≠ base", f"{fidelity['preview_vs_base']:.2e}", "", "")
     shares = list(fidelity["residual_fraction"].values())
-    table.caption = (
-        f"{len(shares)} matrices edited; share of the direction left in them: {min(shares):.3f} to {max(shares):.3f}"
-    )
+    edited = f"{fidelity['n_matrices']} matrices edited"
+    table.caption = f"{edited}; share of the direction left in them: {min(shares):.3f} to {max(shares):.3f}"
     return table
 
 
@@ -99,6 +100,17 @@ def pareto_table(pareto: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any],
         named = ", ".join(f"{value:.2f} ({side})" for side, value in found.items())
         captions.append(f"rank correlation of proxy and generated rate: {named}")
     table.caption = "; ".join(captions)
+    return table
+
+
+def doctor_table(checks: Sequence[Check], title: str) -> Table:
+    """Every check with what was measured, and why one was left out."""
+    table = Table(title=title, title_justify="left")
+    for column in ("check", "ok", "measured", "tolerance", "note"):
+        table.add_column(column, justify="right" if column in ("measured", "tolerance") else "left")
+    for check in checks:
+        measured, tolerance = ("" if value is None else f"{value:.1e}" for value in (check.measured, check.tolerance))
+        table.add_row(check.name, "–" if check.ok is None else _yes(check.ok), measured, tolerance, check.note)
     return table
 
 

@@ -7,7 +7,7 @@ layer's own; ablated towards zero or towards the neutral mean; filtered as the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
@@ -18,7 +18,8 @@ from iconoclast_tl.directions.sets import AS_SET
 from iconoclast_tl.edits.edit import Edit, EditConfig
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.sites import WRITERS, Component, HookedModule, Site
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.sites import WRITERS, Component, Site
 from iconoclast_tl.search.space import KernelSpace, build_edit
 
 Strengths = Float[Tensor, "candidate component layer"]
@@ -33,6 +34,8 @@ class Source:
     """`as set` first, and perhaps others (`directions.sets`)."""
     edit: EditConfig
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]]
+    gains: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
+    """Of the model's post-norms."""
 
     @property
     def n_layers(self) -> int:
@@ -43,7 +46,7 @@ class Source:
         """The edit that parameters of any search mean."""
         chosen = {name: parameters[name] for name in ("affine", "row_normalization") if name in parameters}
         directions = self.directions[parameters.get("directions", AS_SET)]
-        return build_edit(parameters, directions, self.edit.model_copy(update=chosen), self.neutral_writes)
+        return build_edit(parameters, directions, self.edit.model_copy(update=chosen), self.neutral_writes, self.gains)
 
 
 @dataclass(frozen=True)

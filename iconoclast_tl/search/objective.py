@@ -17,8 +17,9 @@ from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.generation import Lanes, generate
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations, Moved
 from iconoclast_tl.evaluation.metrics.rate import rate
+from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.resumption import resumes
-from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.models.sites import Site
 from iconoclast_tl.prompts.chat import left_pad
 
 KlKind = Literal["sequence", "first_token"]

@@ -9,7 +9,7 @@ parameters alone. The edit is then scored on val like every other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iconoclast_tl.directions.estimate import DirectionConfig
@@ -96,7 +96,7 @@ class OuterStudy:
 
     def _measure_unit(self) -> float:
         """Of prices: what a typical direction costs, of plain edits by the directions as they are set."""
-        as_set = Source({AS_SET: self._source.directions[AS_SET]}, self._source.edit, self._source.neutral_writes)
+        as_set = replace(self._source, directions={AS_SET: self._source.directions[AS_SET]})
         proxy = self._new_proxy()
         solver = Solver(proxy, self._config.goal, self._config.gradient, self._seed)
         found = screen(solver, families(as_set, self._config.space, (False,), proxy.sites))

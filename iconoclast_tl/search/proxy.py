@@ -19,7 +19,8 @@ from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.generation import Response, generate
 from iconoclast_tl.evaluation.metrics.compliance import complies
 from iconoclast_tl.evaluation.teacher_forcing import Forced, entered, force, forced_logits
-from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.sites import Site
 from iconoclast_tl.search.odds import tree_log_odds
 from iconoclast_tl.search.paths import Layout, Path, Paths, deciding_path
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.sites import HookedModule, Site
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.sites import Site
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source, families, family_name
 from iconoclast_tl.search.first_tokens import FirstTokens, first_tokens

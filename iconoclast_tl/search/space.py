@@ -104,6 +104,7 @@ def build_edit(
     directions: Directions,
     config: EditConfig,
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
+    gains: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
 ) -> Edit:
     """The edit that a trial's parameters mean on a model with these directions."""
     n_layers = directions.n_layers
@@ -112,7 +113,7 @@ def build_edit(
     else:
         vectors = per_layer(directions)
     strengths = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
-    return make_edit(vectors[None], strengths, config, neutral_writes)
+    return make_edit(vectors[None], strengths, config, neutral_writes, gains)
 
 
 def per_layer(directions: Directions) -> Float[Tensor, "layer d_model"]:

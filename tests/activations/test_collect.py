@@ -9,8 +9,9 @@ from iconoclast_tl.activations.collect import collect_last_position
 from iconoclast_tl.activations.store import Activations, load_activations, save_activations
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import WRITERS, writer_modules
+from iconoclast_tl.models.sites import WRITERS
 from iconoclast_tl.models.twin import Twin, make_twin
+from iconoclast_tl.models.writers import require_writers
 
 
 def residuals_one_by_one(model: LoadedModel, rows: list[list[int]]) -> torch.Tensor:
@@ -41,9 +42,9 @@ def test_residuals_equal_those_of_each_prompt_alone(
 
 def test_written_means_are_the_means_of_what_the_writers_write(llama: LoadedModel, rows: list[list[int]]) -> None:
     written: dict[str, list[torch.Tensor]] = {component: [] for component in WRITERS}
-    for site, module in writer_modules(llama.hf).items():
+    for site, writer in require_writers(llama.hf).items():
         if site.layer == 1:
-            module.register_forward_hook(
+            llama.hf.get_submodule(writer.module).register_forward_hook(
                 lambda m, a, output, name=site.component: written[name].append(output[0, -1].double())
             )
     for row in rows:

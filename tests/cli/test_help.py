@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 COMMANDS = [
-    *([name] for name in ("run", "collect", "directions", "preview", "search", "fold", "evaluate")),
+    *([name] for name in ("run", "collect", "directions", "preview", "search", "fold", "evaluate", "doctor")),
     ["organism", "train"],
     ["organism", "show"],
     ["config", "show"],
@@ -31,7 +31,18 @@ def test_every_command_helps_with_an_example(cli: Cli, command: list[str]) -> No
 def test_the_commands_are_all_there(cli: Cli) -> None:
     done = cli("--help")
     assert done.code == 0
-    for command in ("run", "collect", "directions", "preview", "search", "fold", "evaluate", "organism", "config"):
+    for command in (
+        "run",
+        "collect",
+        "directions",
+        "preview",
+        "search",
+        "fold",
+        "evaluate",
+        "doctor",
+        "organism",
+        "config",
+    ):
         assert f" {command} " in done.out
     assert cli("no-such-command").code == 2
     assert cli("run", "--no-such-option").code == 2

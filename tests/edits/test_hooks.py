@@ -7,8 +7,8 @@ import torch
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
+from iconoclast_tl.models.hook_points import bridge_sites, hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import bridge_sites, hf_sites
 from iconoclast_tl.models.twin import Twin, make_twin
 from tests.edits.edits import project, random_edit, scaled
 from tests.reference.edits import edited_write

@@ -11,8 +11,8 @@ from iconoclast_tl.edits.edit import Edit, RowNormalization
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import Lanes, generate
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from tests.edits.edits import random_edit, scaled
 
 IDS = torch.arange(4, 16).reshape(2, 6)

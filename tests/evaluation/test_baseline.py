@@ -12,8 +12,8 @@ from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.comparison import compare
 from iconoclast_tl.evaluation.suite import EvaluationConfig
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from iconoclast_tl.search.objective import Objective
 from tests.edits.edits import random_edit
 from tests.search.test_objective import questions

@@ -11,8 +11,8 @@ from iconoclast_tl.evaluation import comparison
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.comparison import compare, response_rows, side_by_side
 from iconoclast_tl.evaluation.suite import EvaluationConfig, respond
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from tests.edits.edits import random_edit, scaled
 from tests.search.test_objective import questions
 

@@ -9,8 +9,8 @@ from iconoclast_tl.edits.hooks import Rows, hooked, preview
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import Response, generate
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from tests.edits.edits import random_edit
 from tests.models.test_resumption import edit_from
 

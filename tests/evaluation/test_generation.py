@@ -10,8 +10,8 @@ import torch
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import Lanes, end_tokens, generate
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from tests.edits.edits import random_edit
 
 

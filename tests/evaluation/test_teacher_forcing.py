@@ -8,8 +8,8 @@ import torch
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.evaluation.teacher_forcing import Forced, entered, force, forced_logits, repeated
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from tests.edits.edits import random_edit, scaled
 
 LENGTHS = (3, 1, 5, 2, 2, 4, 1)

@@ -15,7 +15,7 @@ from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
 from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.folding.merge import merged_model, save_merged
-from iconoclast_tl.folding.verification import Fidelity, verify
+from iconoclast_tl.folding.verification import Fidelity, reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from tests.conftest import save_llama
@@ -28,7 +28,7 @@ def folded(model: LoadedModel, edit: Edit, rows: list[list[int]], place: Path) -
     fold = make_fold(edit, model)
     save_adapter(fold, model, place / "adapter")
     save_merged(merged_model(fold, model), model, place / "merged")
-    return verify(edit, fold, model, rows, place / "adapter", place / "merged", batch_size=3)
+    return verify(edit, fold, model, rows, place / "adapter", reload_merged(model, place / "merged"), batch_size=3)
 
 
 @pytest.mark.parametrize("row_normalization", ["none", "pre", "full"])
@@ -58,7 +58,7 @@ def test_several_directions_fold_too(llama: LoadedModel, rows: list[list[int]], 
 def test_in_float64_only_rounding_of_float64_is_left(llama_folder: Path, load: Load, rows: list[list[int]]) -> None:
     """So the float32 differences above are rounding and not algebra."""
     from iconoclast_tl.edits.hooks import preview
-    from iconoclast_tl.models.sites import hf_sites
+    from iconoclast_tl.models.hook_points import hf_sites
 
     model = load(llama_folder, "float64")
     edit = random_edit(affine=True, row_normalization="pre")
@@ -134,7 +134,7 @@ def test_merging_leaves_the_base_alone_and_shares_what_it_does_not_edit(llama: L
     assert torch.equal(llama.hf.model.layers[0].self_attn.o_proj.weight, weight)
     pairs = dict(llama.hf.named_parameters())
     shared = {name for name, p in merged.named_parameters() if p.data_ptr() == pairs[name].data_ptr()}
-    assert set(pairs) - shared == {f"{path}.weight" for path in make_fold(random_edit(), llama).factors}
+    assert set(pairs) - shared == {change.matrix.path for change in make_fold(random_edit(), llama).changes}
 
 
 def test_a_tied_model_folds_and_merges(load: Load, rows: list[list[int]], tmp_path: Path) -> None:

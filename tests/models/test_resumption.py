@@ -13,9 +13,10 @@ from iconoclast_tl.edits.updates import edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
 from iconoclast_tl.evaluation.teacher_forcing import entered, force, forced_logits
+from iconoclast_tl.models.hook_points import hf_sites
+from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.resumption import entering, resumes, starting_at
-from iconoclast_tl.models.sites import decoder_layers, hf_sites
 from iconoclast_tl.prompts.chat import left_pad
 from tests.edits.edits import random_edit, scaled
 

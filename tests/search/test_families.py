@@ -9,8 +9,9 @@ from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.edits.edit import EditConfig
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import WRITERS, Component, hf_sites
+from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.prompts.chat import left_pad
 from iconoclast_tl.search.families import Family, Source, families, stack_families, with_strengths
 from iconoclast_tl.search.space import KernelSpace

@@ -18,8 +18,9 @@ from iconoclast_tl.edits.updates import Updates
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import WRITERS, Component, hf_sites
+from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.search.config import GradientConfig
 from iconoclast_tl.search.families import Family, Source, families
 from iconoclast_tl.search.gradient import GradientSearch, last_near_least, nothing_more_on_val

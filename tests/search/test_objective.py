@@ -12,8 +12,8 @@ from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.generation import Lanes, Response
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
 from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import hf_sites
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.search import objective
 from iconoclast_tl.search.objective import Goal, Objective, Scores

@@ -1,0 +1,264 @@
+"""What must hold on a model for its numbers to be true: one function a check, each with its measure and tolerance.
+
+The checks need no network, no chat and no behaviour: random tokens, random directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from iconoclast_tl.directions.geometry import normalize
+from iconoclast_tl.doctor.stream import shares_left
+from iconoclast_tl.edits.edit import Edit, EditConfig, RowNormalization, make_edit
+from iconoclast_tl.edits.hooks import hooked, preview
+from iconoclast_tl.edits.updates import Updates, edit_updates
+from iconoclast_tl.evaluation.generation import generate
+from iconoclast_tl.folding.adapter import save_adapter
+from iconoclast_tl.folding.fold import make_fold, require_carried
+from iconoclast_tl.folding.merge import merged_model, save_merged
+from iconoclast_tl.folding.verification import reload_merged, verify
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.hook_points import hf_sites
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.post_norm import post_norm_gains
+from iconoclast_tl.models.resumption import resumes
+from iconoclast_tl.models.sites import WRITERS, Component, Site
+from iconoclast_tl.models.twin import Twin, make_twin, parity_tolerance
+from iconoclast_tl.models.writers import require_writers
+from iconoclast_tl.prompts.chat import Tokens, left_pad
+
+LENGTHS = (11, 5, 3, 8)
+"""Tokens of the rows that are asked."""
+NEW_TOKENS = 8
+STEP = 1e-2
+"""Of λ in finite differences."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table."""
+
+    name: str
+    ok: bool | None
+    """None where the check does not apply, and `note` says why."""
+    measured: float | None = None
+    tolerance: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of edit that is folded."""
+
+    name: str
+    components: tuple[Component, ...] = WRITERS
+    affine: bool = False
+    row_normalization: RowNormalization = "none"
+
+
+KINDS = (
+    Kind("attention", ("attn_out",)),
+    Kind("MLP", ("mlp_out",)),
+    Kind("plain"),
+    Kind("affine", affine=True),
+    Kind("rows pre", row_normalization="pre"),
+    Kind("rows full", row_normalization="full"),
+)
+
+
+def examine(model: LoadedModel, saved: bool = False) -> list[Callable[[], Check]]:
+    """All checks, to be called one by one.
+
+    saved: merged weights are written and reloaded, which takes time and room on the disk; otherwise they are compared
+    as they are in memory. Raises `UserError` where the writers are not found: there is nothing to check then.
+    """
+    rows = random_rows(model)
+    before = state(model, rows)
+    require_writers(model.hf)
+    return [
+        lambda: writers(model),
+        lambda: twin(model),
+        *(partial(check, model, rows) for check in (padding, stream, resumption, gradient)),
+        *(partial(fold, model, rows, kind, saved) for kind in KINDS),
+        lambda: generation(model, rows),
+        lambda: pristine(model, rows, before),
+    ]
+
+
+def random_rows(model: LoadedModel) -> list[Tokens]:
+    """Rows of random tokens of different lengths, the same every time."""
+    vocabulary = int(model.hf.get_input_embeddings().weight.shape[0])
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(min(vocabulary, 256), (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def random_edit(model: LoadedModel, kind: Kind = Kind("plain")) -> Edit:
+    """An edit of this kind by random directions and strengths from 0.3 to 1.2, another in every layer."""
+    generator = torch.Generator().manual_seed(1)
+    n_layers, width = model.n_layers, model.d_model
+    directions = normalize(torch.randn(1, n_layers, width, generator=generator))
+    drawn = {name: 0.3 + 0.9 * torch.rand(n_layers, generator=generator) for name in WRITERS}
+    strengths = {name: values * (name in kind.components) for name, values in drawn.items()}
+    means = {name: torch.randn(n_layers, width, generator=generator) for name in WRITERS}
+    config = EditConfig(affine=kind.affine, row_normalization=kind.row_normalization)
+    return make_edit(directions, strengths, config, means, post_norm_gains(model.hf))
+
+
+def writers(model: LoadedModel) -> Check:
+    """Every layer has known writers, experts included."""
+    found = require_writers(model.hf)
+    n = sum(writer.n_matrices for writer in found.values())
+    return Check("writers", True, note=f"{n} matrices in {model.n_layers} layers")
+
+
+def twin(model: LoadedModel) -> Check:
+    """TransformerLens computes what the model computes; if not, its modules are hooked instead."""
+    made = make_twin(model)
+    if isinstance(made, Twin):
+        return Check("TransformerLens", True, made.parity.max_abs_logit_diff, made.parity.tolerance)
+    return Check("TransformerLens", None, made.max_abs_logit_diff, made.tolerance, f"not used: {made.reason}")
+
+
+def padding(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+    """Rows of a left-padded batch get the logits that they get alone."""
+    together = _logits(model, rows)
+    alone = [_logits(model, [row])[0] for row in rows]
+    worst = max(float((a - b).abs().max()) for a, b in zip(together, alone, strict=True))
+    return _within("left padding", worst, parity_tolerance(model.hf.dtype))
+
+
+def stream(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+    """At λ = 1 no layer writes along v: all that writes is known."""
+    left = float(shares_left(model, hf_sites(model.hf), post_norm_gains(model.hf), rows).max())
+    exact = model.hf.dtype in (torch.float32, torch.float64)
+    return _within("nothing is written along v", left, 1e-4 if exact else 0.3)
+
+
+def resumption(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+    """Started at its last layer, the model gives the logits that it gives as a whole."""
+    if resumes(model, left_pad(rows, model.pad_id), model.n_layers - 1):
+        return Check("starts at a later layer", True)
+    return Check("starts at a later layer", None, note="not used: all layers are run")
+
+
+def gradient(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+    """The gradient of a loss in λ is what finite differences say; half precision would hide it in its rounding."""
+    if model.hf.dtype not in (torch.float32, torch.float64):
+        return Check("gradient of λ", None, note=f"not asked: finite differences say nothing in {model.dtype}")
+    sites = hf_sites(model.hf)
+    updates = edit_updates(random_edit(model), sites)
+
+    def loss(strengths: Mapping[Site, Tensor], shift: float = 0.0) -> Tensor:
+        moved = {site: values + shift for site, values in strengths.items()}
+        with hooked(Updates(updates.at, moved), sites):
+            return _loss(model, rows)
+
+    strengths = {site: values.detach().clone().requires_grad_() for site, values in updates.strengths.items()}
+    found = float(sum(part.sum() for part in torch.autograd.grad(loss(strengths), list(strengths.values()))))
+    with torch.no_grad():
+        expected = float(loss(updates.strengths, STEP) - loss(updates.strengths, -STEP)) / (2 * STEP)
+    return _within("gradient of λ", abs(found - expected) / max(abs(expected), 1e-3), 2e-2)
+
+
+def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = True) -> Check:
+    """The preview gives the logits of the adapter that peft reloads, and of the merged weights.
+
+    saved: those are reloaded by transformers, too.
+    """
+    name, edit = f"fold: {kind.name}", random_edit(model, kind)
+    mine = {site: writer for site, writer in require_writers(model.hf).items() if site.component in kind.components}
+    try:
+        require_carried(mine, kind.affine, kind.row_normalization)
+    except UserError as error:
+        return Check(name, None, note=f"refused: {_first(error)}")
+    made, merged, note = make_fold(edit, model), None, ""
+    with TemporaryDirectory() as place:
+        save_adapter(made, model, Path(place) / "adapter")
+        try:
+            merged = merged_model(made, model)
+        except UserError as error:
+            note = f"adapter only: {_first(error)}"
+        if merged is not None and saved:
+            save_merged(merged, model, Path(place) / "merged")
+            merged = reload_merged(model, Path(place) / "merged")
+        found = verify(edit, made, model, rows, Path(place) / "adapter", merged)
+    pairs = [pair for pair in (found.preview_vs_adapter, found.preview_vs_merged) if pair is not None]
+    worst = max(pairs, key=lambda pair: pair.max_abs_logit_diff)
+    tells = found.preview_vs_base > 10 * worst.tolerance
+    note = note if tells else "the edit changes too little to tell"
+    return Check(name, found.ok and tells, worst.max_abs_logit_diff, worst.tolerance, note)
+
+
+def generation(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+    """Under hooks the model says, token for token, what the merged weights say."""
+    edit = random_edit(model)
+    merged = replace(model, hf=merged_model(make_fold(edit, model), model))
+    with preview(edit, hf_sites(model.hf)):
+        previewed = generate(model, rows, NEW_TOKENS, len(rows))
+    folded = generate(merged, rows, NEW_TOKENS, len(rows))
+    differ = sum(a.tokens != b.tokens for a, b in zip(previewed, folded, strict=True)) / len(rows)
+    if model.hf.dtype in (torch.float32, torch.float64):
+        return _within("generation", differ, 0.0)
+    return Check(
+        "generation", None, differ, note=f"share of rows that differ: merged weights are rounded to {model.dtype}"
+    )
+
+
+def pristine(model: LoadedModel, rows: Sequence[Tokens], before: State) -> Check:
+    """Nothing of all this is left on the model."""
+    after = state(model, rows)
+    return Check(
+        "nothing is left behind",
+        all(torch.equal(a, b) for a, b in zip(before.logits, after.logits, strict=True))
+        and before.names == after.names
+        and before.hooks == after.hooks,
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """What must be as before when the checks end."""
+
+    logits: list[Tensor]
+    names: tuple[str, ...]
+    hooks: int
+
+
+def state(model: LoadedModel, rows: Sequence[Tokens]) -> State:
+    """Logits, names and types of modules and parameters, and the number of hooks."""
+    modules = tuple(f"{name}: {type(module).__name__}" for name, module in model.hf.named_modules())
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.hf.modules())
+    return State(_logits(model, rows), (*modules, *model.hf.state_dict()), hooks)
+
+
+@torch.no_grad()
+def _logits(model: LoadedModel, rows: Sequence[Tokens]) -> list[Tensor]:
+    """Of every row at its real tokens."""
+    batch = left_pad(rows, model.pad_id)
+    logits = model.hf(**model.inputs(batch)).logits.float().cpu()
+    return [one[mask.bool()] for one, mask in zip(logits, batch.attention_mask, strict=True)]
+
+
+def _loss(model: LoadedModel, rows: Sequence[Tokens]) -> Tensor:
+    """Mean surprise at every row's own next tokens."""
+    batch = left_pad(rows, model.pad_id)
+    logits = model.hf(**model.inputs(batch)).logits
+    real = batch.attention_mask.bool().to(logits.device)
+    ahead = batch.input_ids.to(logits.device)[:, 1:][real[:, :-1]]
+    return torch.nn.functional.cross_entropy(logits[:, :-1][real[:, :-1]].float(), ahead)
+
+
+def _within(name: str, measured: float, tolerance: float) -> Check:
+    # Not `measured > tolerance`: a NaN is no agreement.
+    return Check(name, measured <= tolerance, measured, tolerance)
+
+
+def _first(error: UserError) -> str:
+    return str(error).partition(":")[0]

@@ -1,0 +1,43 @@
+"""Where to hook every site: on the Hugging Face modules, and on a TransformerLens bridge.
+
+A hook point and a module both take `register_forward_hook`, so the same hook function serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from iconoclast_tl.models.layers import decoder_layers
+from iconoclast_tl.models.sites import WRITERS, Component, Site, hook_name
+from iconoclast_tl.models.writers import require_writers
+
+
+@dataclass(frozen=True)
+class HookedModule:
+    """A module and whether the site's tensor is its output or its first input."""
+
+    module: nn.Module
+    on: Literal["output", "input"] = "output"
+
+
+def hf_sites(hf: nn.Module, components: Collection[Component] = WRITERS) -> dict[Site, HookedModule]:
+    """Where to hook every site of these components, and `resid_pre`, on the Hugging Face model.
+
+    Raises `UserError` where one of the components is not known to be written by anything.
+    """
+    writers = require_writers(hf, components)
+    sites = {site: HookedModule(hf.get_submodule(writer.module)) for site, writer in writers.items()}
+    for index, layer in enumerate(decoder_layers(hf)):
+        sites[Site(index, "resid_pre")] = HookedModule(layer, on="input")
+    return sites
+
+
+def bridge_sites(bridge: Any) -> dict[Site, HookedModule]:
+    """Where to hook every site on a TransformerLens bridge: the hook points of `hook_name`."""
+    components: tuple[Component, ...] = (*WRITERS, "resid_pre")
+    sites = [Site(layer, component) for layer in range(bridge.cfg.n_layers) for component in components]
+    return {site: HookedModule(bridge.hook_dict[hook_name(site)]) for site in sites}

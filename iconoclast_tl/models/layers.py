@@ -1,0 +1,54 @@
+"""The decoder's layers: where an architecture keeps the list of them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from torch import nn
+
+from iconoclast_tl.foundation.errors import UserError
+
+_LISTS: Final = (
+    "model.layers",
+    "model.language_model.layers",
+    "language_model.model.layers",
+    "transformer.h",
+    "gpt_neox.layers",
+    "model.decoder.layers",
+)
+
+
+def decoder_layers(hf: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers; `UserError` for a layout that is not known."""
+    return decoder_layer_list(hf)[1]
+
+
+def decoder_layer_list(hf: Any) -> tuple[str, nn.ModuleList]:
+    """The same with its path: where known architectures have it, else the one list of as many layers in the decoder."""
+    for path in _LISTS:
+        try:
+            found = hf.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList):
+            return path, found
+    others = _other_lists(hf)
+    if len(others) == 1:
+        return others[0]
+    raise UserError(
+        f"the decoder layers of {type(hf).__name__} are not found",
+        got=", ".join(path for path, _ in others) or "no list of as many modules as it has layers",
+        want=f"one such list, or one of {', '.join(_LISTS)}",
+    )
+
+
+def _other_lists(hf: Any) -> list[tuple[str, nn.ModuleList]]:
+    """Lists in the text decoder that have as many modules as the configuration says layers."""
+    if not hasattr(hf, "get_decoder"):
+        return []
+    decoder, n_layers = hf.get_decoder(), hf.config.get_text_config().num_hidden_layers
+    return [
+        (path, module)
+        for path, module in hf.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and module in set(decoder.modules())
+    ]

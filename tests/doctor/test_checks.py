@@ -1,0 +1,136 @@
+"""Every check of the doctor finds what it is for: a model, or the tool, is broken in the way it looks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iconoclast_tl.doctor import checks
+from iconoclast_tl.doctor.stream import shares_left
+from iconoclast_tl.edits.updates import Updates
+from iconoclast_tl.folding import fold as folding
+from iconoclast_tl.models.hook_points import hf_sites
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.post_norm import post_norm_gains
+from iconoclast_tl.models.sites import Site
+from iconoclast_tl.prompts.chat import TokenBatch
+from tests.architectures import save_architecture
+from tests.edits.edits import scaled
+
+Load = Callable[..., LoadedModel]
+
+
+@pytest.fixture
+def asked(llama: LoadedModel) -> list[list[int]]:
+    return checks.random_rows(llama)
+
+
+def test_a_writer_that_is_not_known_shows_in_its_layer(llama: LoadedModel, asked: list[list[int]]) -> None:
+    sites = hf_sites(llama.hf)
+    assert float(shares_left(llama, sites, {}, asked).max()) < 1e-5
+    sites[Site(1, "mlp_out")] = sites[Site(0, "attn_out")]  # one writer is edited twice, and another not at all
+    left = shares_left(llama, sites, {}, asked)
+    assert left[1] > 0.1
+    assert left[2] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "OLMo 2", "GLM-4"])
+def test_a_post_norm_needs_its_gains(name: str, load: Load, tmp_path: Path) -> None:
+    model = load(save_architecture(tmp_path, name))
+    rows, sites, gains = checks.random_rows(model), hf_sites(model.hf), post_norm_gains(model.hf)
+    assert set(gains) == {"attn_out", "mlp_out"}
+    assert float(shares_left(model, sites, gains, rows).max()) < 1e-5
+    assert float(shares_left(model, sites, {}, rows).min()) > 0.05  # the plain direction leaves some of v
+
+
+def test_half_a_strength_leaves_half(llama: LoadedModel, asked: list[list[int]]) -> None:
+    left = shares_left(llama, hf_sites(llama.hf), {}, asked, strength=0.5)
+    # Layer 0 reads what no edit changed but its own attention's output; the others read what edits changed.
+    assert ((left - 0.5).abs() < 0.2).all()
+    assert float(shares_left(llama, hf_sites(llama.hf), {}, asked, strength=0.0).sub(1).abs().max()) < 1e-6
+
+
+def test_padding_that_leaks_is_found(llama: LoadedModel, asked: list[list[int]], monkeypatch: Any) -> None:
+    assert checks.padding(llama, asked).ok
+    honest = LoadedModel.inputs
+
+    def unmasked(model: LoadedModel, batch: TokenBatch) -> dict[str, torch.Tensor]:
+        return {**honest(model, batch), "attention_mask": torch.ones_like(batch.attention_mask)}
+
+    monkeypatch.setattr(LoadedModel, "inputs", unmasked)
+    assert checks.padding(llama, asked).ok is False
+
+
+def test_a_wrong_gradient_is_found(llama: LoadedModel, asked: list[list[int]], monkeypatch: Any) -> None:
+    assert checks.gradient(llama, asked).ok
+    honest = checks.hooked
+
+    def cut(updates: Any, sites: Any) -> Any:  # as if one site's strength had no gradient
+        strengths = {site: v.detach() + 0 * v if site.layer == 2 else v for site, v in updates.strengths.items()}
+        return honest(Updates(updates.at, strengths), sites)
+
+    monkeypatch.setattr(checks, "hooked", cut)
+    assert checks.gradient(llama, asked).ok is False
+
+
+def test_a_fold_of_other_strengths_is_found(llama: LoadedModel, asked: list[list[int]], monkeypatch: Any) -> None:
+    honest = checks.make_fold
+    monkeypatch.setattr(checks, "make_fold", lambda edit, model: honest(scaled(edit, 1.02), model))
+    assert checks.fold(llama, asked, checks.Kind("plain")).ok is False
+
+
+def test_an_edit_that_tells_nothing_proves_nothing(
+    llama: LoadedModel, asked: list[list[int]], monkeypatch: Any
+) -> None:
+    honest = checks.random_edit
+    monkeypatch.setattr(checks, "random_edit", lambda model, kind: scaled(honest(model, kind), 1e-6))
+    found = checks.fold(llama, asked, checks.Kind("plain"))
+    assert found.ok is False
+    assert found.note == "the edit changes too little to tell"
+
+
+def test_generation_of_other_weights_is_found(llama: LoadedModel, asked: list[list[int]], monkeypatch: Any) -> None:
+    assert checks.generation(llama, asked).ok
+    monkeypatch.setattr(checks, "merged_model", lambda fold, model: model.hf)
+    assert checks.generation(llama, asked).ok is False
+
+
+@pytest.mark.parametrize("what", ["hook", "weight", "module"])
+def test_what_is_left_behind_is_found(llama: LoadedModel, asked: list[list[int]], what: str) -> None:
+    before = checks.state(llama, asked)
+    assert checks.pristine(llama, asked, before).ok
+    projection = llama.hf.model.layers[0].self_attn.o_proj
+    if what == "hook":
+        projection.register_forward_hook(lambda *_: None)
+    elif what == "weight":
+        projection.weight[0, 0] += 1
+    else:
+        llama.hf.model.layers[0].self_attn.add_module("more", torch.nn.Identity())
+    assert checks.pristine(llama, asked, before).ok is False
+
+
+@pytest.mark.parametrize(
+    "kind", [checks.Kind("a", ("mlp_out",), affine=True), checks.Kind("r", row_normalization="pre")]
+)
+def test_what_experts_cannot_carry_is_refused_with_reason(load: Load, tmp_path: Path, kind: checks.Kind) -> None:
+    model = load(save_architecture(tmp_path, "Mixtral"))
+    found = checks.fold(model, checks.random_rows(model), kind)
+    assert found.ok is None
+    assert "experts" in found.note
+
+
+def test_experts_given_a_constant_would_be_found_out(load: Load, tmp_path: Path, monkeypatch: Any) -> None:
+    model = load(save_architecture(tmp_path, "Mixtral"))
+    monkeypatch.setattr(checks, "require_carried", lambda *_: None)
+    monkeypatch.setattr(folding, "require_carried", lambda *_: None)
+    assert checks.fold(model, checks.random_rows(model), checks.Kind("a", ("mlp_out",), affine=True)).ok is False
+
+
+def test_attention_alone_is_edited_where_experts_cannot_be(load: Load, tmp_path: Path) -> None:
+    model = load(save_architecture(tmp_path, "Mixtral"))
+    found = checks.fold(model, checks.random_rows(model), checks.Kind("attention", ("attn_out",), affine=True))
+    assert found.ok
