@@ -14,6 +14,7 @@ from typing import Any
 
 from iconoclast_tl.config import Effective, Nested, Settings, effective_settings
 from iconoclast_tl.directions.directions import load_directions
+from iconoclast_tl.doctor.stream import require_all_known
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import Judge, Questions, encode
 from iconoclast_tl.foundation.errors import UserError
@@ -22,7 +23,7 @@ from iconoclast_tl.foundation.storage import write_json
 from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.loading import LoadedModel, load_model
 from iconoclast_tl.models.post_norm import Gains, post_norm_gains
-from iconoclast_tl.models.sites import WRITERS, Component, Site
+from iconoclast_tl.models.sites import Component, Site
 from iconoclast_tl.organisms.folder import CONTRAST_FOLDER, is_organism, shipped_folder
 from iconoclast_tl.organisms.grammar import judge
 from iconoclast_tl.prompts.chat import ChatFormat
@@ -54,9 +55,13 @@ class Workspace:
 
     @cached_property
     def sites(self) -> dict[Site, HookedModule]:
-        """Where to hook the Hugging Face model."""
-        components: tuple[Component, ...] = ("attn_out",) if self.settings.edit.attention_only else WRITERS
-        return hf_sites(self.model.hf, components)
+        """Where to hook the Hugging Face model; `UserError` where not all that writes into the stream is known."""
+        attention: tuple[Component, ...] = ("attn_out",)
+        if self.settings.edit.attention_only:
+            return hf_sites(self.model.hf, attention)
+        found = hf_sites(self.model.hf)
+        require_all_known(self.model, found, self.gains)
+        return found
 
     @cached_property
     def gains(self) -> Gains:

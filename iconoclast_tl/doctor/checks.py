@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iconoclast_tl.directions.geometry import normalize
-from iconoclast_tl.doctor.stream import shares_left
+from iconoclast_tl.doctor.stream import random_rows, shares_left, stream_tolerance
 from iconoclast_tl.edits.edit import Edit, EditConfig, RowNormalization, make_edit
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates
@@ -34,8 +34,6 @@ from iconoclast_tl.models.twin import Twin, make_twin, parity_tolerance
 from iconoclast_tl.models.writers import require_writers
 from iconoclast_tl.prompts.chat import Tokens, left_pad
 
-LENGTHS = (11, 5, 3, 8)
-"""Tokens of the rows that are asked."""
 NEW_TOKENS = 8
 STEP = 1e-2
 """Of λ in finite differences."""
@@ -92,13 +90,6 @@ def examine(model: LoadedModel, saved: bool = False) -> list[Callable[[], Check]
     ]
 
 
-def random_rows(model: LoadedModel) -> list[Tokens]:
-    """Rows of random tokens of different lengths, the same every time."""
-    vocabulary = int(model.hf.get_input_embeddings().weight.shape[0])
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randint(min(vocabulary, 256), (n,), generator=generator).tolist() for n in LENGTHS]
-
-
 def random_edit(model: LoadedModel, kind: Kind = Kind("plain")) -> Edit:
     """An edit of this kind by random directions and strengths from 0.3 to 1.2, another in every layer."""
     generator = torch.Generator().manual_seed(1)
@@ -137,8 +128,7 @@ def padding(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
 def stream(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
     """At λ = 1 no layer writes along v: all that writes is known."""
     left = float(shares_left(model, hf_sites(model.hf), post_norm_gains(model.hf), rows).max())
-    exact = model.hf.dtype in (torch.float32, torch.float64)
-    return _within("nothing is written along v", left, 1e-4 if exact else 0.3)
+    return _within("nothing is written along v", left, stream_tolerance(model.hf.dtype))
 
 
 def resumption(model: LoadedModel, rows: Sequence[Tokens]) -> Check:

@@ -17,6 +17,7 @@ from torch import Tensor
 from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.edits.edit import EditConfig, make_edit
 from iconoclast_tl.edits.hooks import preview
+from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
@@ -25,6 +26,8 @@ from iconoclast_tl.prompts.chat import Tokens, left_pad
 
 PROBES = 3
 """Random directions that are tried."""
+LENGTHS = (11, 5, 3, 8)
+"""Tokens of the rows that are asked."""
 
 
 def shares_left(
@@ -34,10 +37,10 @@ def shares_left(
     rows: Sequence[Tokens],
     strength: float = 1.0,
 ) -> Float[Tensor, "layer"]:
-    """Of what each layer writes along v, how much an edit of every writer leaves: |vᵀΔ'| / |vᵀΔ|, over all tokens.
+    """Of what each layer writes along v, how much an edit of every writer leaves: |vᵀΔ'| / |vᵀΔ|, medians over tokens.
 
-    The median over random v of the ratio of root mean squares; 0 at strength 1 but for rounding, and about 1 − λ
-    elsewhere (exactly, where no post-norm follows).
+    The median over random v; 0 at strength 1 but for rounding, and about 1 − λ elsewhere. Medians, since a few tokens
+    are so large in some models that half precision's rounding of them would drown all others.
     """
     generator = torch.Generator().manual_seed(0)
     vectors = normalize(torch.randn(PROBES, model.d_model, generator=generator))
@@ -49,8 +52,37 @@ def shares_left(
         with preview(make_edit(directions, strengths, EditConfig(), None, gains), sites):
             edited = _changes(model, rows)
         v = v.double()
-        shares.append((edited @ v).square().mean(1).sqrt() / (base @ v).square().mean(1).sqrt().clamp(min=1e-30))
+        shares.append((edited @ v).abs().median(1).values / (base @ v).abs().median(1).values.clamp(min=1e-30))
     return torch.stack(shares).median(0).values
+
+
+def require_all_known(
+    model: LoadedModel,
+    sites: Mapping[Site, HookedModule],
+    gains: Mapping[Component, Float[Tensor, "layer d_model"]],
+) -> None:
+    """Raise `UserError` where a layer still writes along a direction that was taken out of all its known writers."""
+    left = shares_left(model, sites, gains, random_rows(model)).nan_to_num(0)  # what is not finite is told elsewhere
+    worst = int(left.argmax())
+    if float(left[worst]) > stream_tolerance(model.hf.dtype):
+        raise UserError(
+            f"not all that layer {worst} of {type(model.hf).__name__} writes into the stream is known",
+            got=f"{left[worst]:.2g} of a direction that was taken out of its known writers",
+            want=f"at most {stream_tolerance(model.hf.dtype):g}",
+            mend="pass --attention-only to edit its attention alone",
+        )
+
+
+def stream_tolerance(dtype: torch.dtype) -> float:
+    """Largest share that rounding explains: measured 1e-7 in float32; half precision rounds the stream itself."""
+    return 1e-4 if dtype in (torch.float32, torch.float64) else 0.3
+
+
+def random_rows(model: LoadedModel) -> list[Tokens]:
+    """Rows of random tokens of different lengths, the same every time."""
+    vocabulary = int(model.hf.get_input_embeddings().weight.shape[0])
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(min(vocabulary, 256), (n,), generator=generator).tolist() for n in LENGTHS]
 
 
 @torch.no_grad()

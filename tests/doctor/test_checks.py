@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from iconoclast_tl.doctor import checks
-from iconoclast_tl.doctor.stream import shares_left
+from iconoclast_tl.doctor.stream import random_rows, require_all_known, shares_left
 from iconoclast_tl.edits.updates import Updates
 from iconoclast_tl.folding import fold as folding
+from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.post_norm import post_norm_gains
@@ -26,7 +27,7 @@ Load = Callable[..., LoadedModel]
 
 @pytest.fixture
 def asked(llama: LoadedModel) -> list[list[int]]:
-    return checks.random_rows(llama)
+    return random_rows(llama)
 
 
 def test_a_writer_that_is_not_known_shows_in_its_layer(llama: LoadedModel, asked: list[list[int]]) -> None:
@@ -38,10 +39,18 @@ def test_a_writer_that_is_not_known_shows_in_its_layer(llama: LoadedModel, asked
     assert left[2] < 1e-5
 
 
+def test_a_model_of_which_not_all_is_known_is_refused_by_layer(llama: LoadedModel) -> None:
+    sites = hf_sites(llama.hf)
+    require_all_known(llama, sites, {})
+    sites[Site(1, "mlp_out")] = sites[Site(0, "attn_out")]
+    with pytest.raises(UserError, match=r"not all that layer 1 of LlamaForCausalLM writes .* pass --attention-only"):
+        require_all_known(llama, sites, {})
+
+
 @pytest.mark.parametrize("name", ["Gemma 2", "OLMo 2", "GLM-4"])
 def test_a_post_norm_needs_its_gains(name: str, load: Load, tmp_path: Path) -> None:
     model = load(save_architecture(tmp_path, name))
-    rows, sites, gains = checks.random_rows(model), hf_sites(model.hf), post_norm_gains(model.hf)
+    rows, sites, gains = random_rows(model), hf_sites(model.hf), post_norm_gains(model.hf)
     assert set(gains) == {"attn_out", "mlp_out"}
     assert float(shares_left(model, sites, gains, rows).max()) < 1e-5
     assert float(shares_left(model, sites, {}, rows).min()) > 0.05  # the plain direction leaves some of v
@@ -118,7 +127,7 @@ def test_what_is_left_behind_is_found(llama: LoadedModel, asked: list[list[int]]
 )
 def test_what_experts_cannot_carry_is_refused_with_reason(load: Load, tmp_path: Path, kind: checks.Kind) -> None:
     model = load(save_architecture(tmp_path, "Mixtral"))
-    found = checks.fold(model, checks.random_rows(model), kind)
+    found = checks.fold(model, random_rows(model), kind)
     assert found.ok is None
     assert "experts" in found.note
 
@@ -127,10 +136,10 @@ def test_experts_given_a_constant_would_be_found_out(load: Load, tmp_path: Path,
     model = load(save_architecture(tmp_path, "Mixtral"))
     monkeypatch.setattr(checks, "require_carried", lambda *_: None)
     monkeypatch.setattr(folding, "require_carried", lambda *_: None)
-    assert checks.fold(model, checks.random_rows(model), checks.Kind("a", ("mlp_out",), affine=True)).ok is False
+    assert checks.fold(model, random_rows(model), checks.Kind("a", ("mlp_out",), affine=True)).ok is False
 
 
 def test_attention_alone_is_edited_where_experts_cannot_be(load: Load, tmp_path: Path) -> None:
     model = load(save_architecture(tmp_path, "Mixtral"))
-    found = checks.fold(model, checks.random_rows(model), checks.Kind("attention", ("attn_out",), affine=True))
+    found = checks.fold(model, random_rows(model), checks.Kind("attention", ("attn_out",), affine=True))
     assert found.ok
