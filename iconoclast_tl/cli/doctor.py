@@ -47,7 +47,7 @@ def command(
         note(line)
     asked = examine(model, saved)
     checks = [ask() for ask in rich_track(asked, "doctor", len(asked))]
-    about = f"{settings.model.name}: {type(model.hf).__name__}, {model.dtype}, {model.n_layers} layers"
+    about = f"{model.name}: {type(model.hf).__name__}, {model.dtype}, {model.n_layers} layers"
     show(common, {"model": about, "checks": [asdict(check) for check in checks]}, doctor_table(checks, about))
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)

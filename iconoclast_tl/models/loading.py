@@ -11,7 +11,6 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
+from iconoclast_tl.models.source import base_of_adapter, require_causal, require_complete_folder
 from iconoclast_tl.prompts.chat import TokenBatch
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 """What `device_map` may say besides a device."""
 HARMLESS_BUFFERS = (
@@ -35,7 +34,6 @@ HARMLESS_BUFFERS = (
 """Constants that old checkpoints store in every layer: rotary frequencies and causal masks, which models make anew."""
 DTYPE_KEYS = ("dtype", "torch_dtype", "quantization_config")
 """Entries of a configuration that say how weights are held and not what they are."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
 class ModelConfig(StageConfig):
@@ -119,12 +117,16 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
     Tries the dtypes of `config` in turn until one gives finite logits. Raises `UserError` for an unknown folder or
     hub id, a folder without weights or tokenizer, and a model that gives no finite logits in any dtype.
     """
-    name = path or config.name
-    _require_complete_folder(name)
+    name, notes = path or config.name, list[str]()
+    if base := base_of_adapter(name):
+        notes.append(f"{name} is an adapter; this is its base, {base}, without it")
+        name = base
+    require_complete_folder(name)
     device = _device(config)
-    notes: list[str] = []
+    kind = _load_config(name, config)
+    require_causal(name, kind)
     for dtype in _dtype_chain(config, device):
-        hf = _load_weights(name, config, dtype, device)
+        hf = _load_weights(name, config, dtype, device, kind)
         if _gives_finite_logits(hf):
             tokenizer = _load_tokenizer(name, config)
             fingerprint = _fingerprint(hf)
@@ -168,23 +170,17 @@ def _dtype_chain(config: ModelConfig, device: str) -> list[str]:
     return ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
 
 
-def _require_complete_folder(name: str) -> None:
-    """Say what a local folder lacks before transformers does, in one line."""
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        if path.is_absolute() or name.startswith((".", "~")):
-            raise UserError(f"there is no model folder {name}", want="a folder or a hub id")
-        return
-    if not (path / "config.json").is_file():
-        raise UserError(f"{name} is not a model folder", got="no config.json", want="a Hugging Face model folder")
-    if not any(any(path.glob(pattern)) for pattern in WEIGHT_FILES):
-        raise UserError(f"{name} has no weights", got="no *.safetensors", want="weights as safetensors")
-    if not any((path / file).is_file() for file in TOKENIZER_FILES):
-        raise UserError(f"{name} has no tokenizer", got="no tokenizer.json", mend="save the tokenizer there too")
+def _load_config(name: str, config: ModelConfig) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    except _loading_errors() as error:
+        raise _not_loaded(name, error) from error
 
 
-def _load_weights(name: str, config: ModelConfig, dtype: str, device: str) -> Any:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind: Any) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Mxfp4Config
 
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
@@ -197,20 +193,26 @@ def _load_weights(name: str, config: ModelConfig, dtype: str, device: str) -> An
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
         )
+    if getattr(kind, "quantization_config", None):  # of a format that can be undone: `require_causal`
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
     try:
         hf, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except _loading_errors() as error:
-        raise UserError(
-            f"cannot load the model {name}",
-            got=_first_line(error),
-            want="a hub id that can be reached, or a folder with a causal language model",
-        ) from error
+        raise _not_loaded(name, error) from error
     _require_same_layers(name, hf, found)
     if hf.config.architectures is None:  # TransformerLens chooses its adapter by it
         hf.config.architectures = [type(hf).__name__]
     hf.eval()
     hf.requires_grad_(False)
     return hf
+
+
+def _not_loaded(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"cannot load the model {name}",
+        got=_first_line(error),
+        want="a hub id that can be reached, or a folder with a causal language model",
+    )
 
 
 def _require_same_layers(name: str, hf: Any, found: Mapping[str, Any]) -> None:

@@ -125,6 +125,33 @@ def _config(**changes: object) -> Callable[[Path], None]:
     return spoil
 
 
+def _sharded(change: Callable[[Path, dict[str, str]], object]) -> Callable[[Path], None]:
+    """Two shards and an index, and what is wrong with them."""
+
+    def spoil(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        (model / "model.safetensors").unlink()
+        names, places = sorted(weights), dict[str, str]()
+        for number, part in enumerate((names[:5], names[5:])):
+            shard = f"model-{number}.safetensors"
+            save_file({name: weights[name] for name in part}, model / shard, metadata={"format": "pt"})
+            places |= dict.fromkeys(part, shard)
+        change(model, places)
+        (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+    return spoil
+
+
+def _cut(model: Path, places: dict[str, str]) -> None:
+    shard = model / "model-1.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-20])
+
+
+def _adapter_alone(model: Path) -> None:
+    (model / "config.json").unlink()
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+
+
 MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (_without("config.json"), "is not a model folder: got no config.json"),
     "no weights": (_without("model.safetensors"), "has no weights"),
@@ -141,6 +168,24 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
         _weights(lambda weights: [weights.pop(name) for name in list(weights) if "layers.1" in name]),
         "lacks weights that its config.json asks for: got 9 missing, first model.layers.1.input_layernorm.weight",
     ),
+    "a shard is missing": (
+        _sharded(lambda model, places: (model / "model-1.safetensors").unlink()),
+        "cannot read model-1.safetensors of",
+    ),
+    "a shard is cut short": (_sharded(_cut), "cannot read model-1.safetensors of"),
+    "the index names what is nowhere": (
+        _sharded(lambda model, places: places.update({"model.more.weight": "model-0.safetensors"})),
+        "model-0.safetensors of MODEL lacks tensors that its index names: got 1 missing, first model.more.weight",
+    ),
+    "a broken index": (_written("model.safetensors.index.json", "{"), "model.safetensors.index.json is damaged"),
+    "no such architecture": (_config(model_type="nosuch"), "model type `nosuch`"),
+    "an encoder and decoder": (_config(model_type="t5"), "MODEL is an encoder-decoder model: got model_type t5"),
+    "an encoder": (_config(model_type="bert"), "MODEL is an encoder: got model_type bert"),
+    "weights of another format": (
+        _config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "the weights of MODEL are stored quantised: got gptq",
+    ),
+    "an adapter of no model": (_adapter_alone, "is an adapter that does not say of which model"),
     "NaN in a layer": (_weights(_nan("model.layers.1.mlp.up_proj.weight", 0)), "first in layer 1;"),
     "NaN in another layer": (_weights(_nan("model.layers.0.self_attn.o_proj.weight", 0)), "first in layer 0;"),
     "NaN in a word of the prompts": (  # not among the tokens that loading probes, so that collection meets it
@@ -154,7 +199,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_model_folders(cli: Cli, common: list[str], model: Path, name: str) -> None:
     spoil, message = MODELS[name]
     spoil(model)
-    fails(cli, ["run", *common], message)
+    fails(cli, ["run", *common], message.replace("MODEL", str(model)))
 
 
 @pytest.mark.parametrize(

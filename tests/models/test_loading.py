@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iconoclast_tl.folding.adapter import save_adapter
+from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models import loading
 from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
 from iconoclast_tl.prompts.chat import left_pad
 from tests.conftest import save_llama
+from tests.edits.edits import random_edit
 
 
 def test_auto_is_float32_on_a_cpu_and_parameters_take_no_gradient(llama_folder: Path) -> None:
@@ -178,3 +181,22 @@ def _configure(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text()) | changes
     written = {key: value for key, value in config.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(written))
+
+
+def test_an_adapter_is_its_base_and_says_so(
+    llama: LoadedModel, tmp_path: Path, load: Callable[..., LoadedModel]
+) -> None:
+    save_adapter(make_fold(random_edit(), llama), llama, tmp_path / "adapter")
+    found = load(tmp_path / "adapter")
+    assert found.fingerprint == llama.fingerprint
+    assert found.name == llama.name
+    assert found.notes == (f"{tmp_path / 'adapter'} is an adapter; this is its base, {llama.name}, without it",)
+
+
+def test_shards_that_hold_what_their_index_names_are_loaded(
+    llama: LoadedModel, tmp_path: Path, load: Callable[..., LoadedModel]
+) -> None:
+    llama.hf.save_pretrained(tmp_path, max_shard_size="10KB")
+    llama.tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert load(tmp_path).fingerprint == llama.fingerprint
