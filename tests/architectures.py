@@ -97,10 +97,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "GPT-2": Architecture("GPT2Config", sizes=GPT2_SIZES),
     "GPT-NeoX": Architecture("GPTNeoXConfig", {"num_key_value_heads": None, "use_parallel_residual": False}),
     "GPT-NeoX, parallel": Architecture("GPTNeoXConfig", {"num_key_value_heads": None, "use_parallel_residual": True}),
-    "OPT": Architecture(
-        "OPTConfig",
-        {"num_key_value_heads": None, "ffn_dim": 40, "intermediate_size": None, "word_embed_proj_dim": 24},
-    ),
     "Mixtral": Architecture("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}, 15),
     "Qwen2-MoE (shared expert)": Architecture("Qwen2MoeConfig", {**EXPERTS, "shared_expert_intermediate_size": 20}, 18),
     "Qwen3-MoE": Architecture("Qwen3MoeConfig", {**EXPERTS, "head_dim": 8}, 15),

@@ -18,7 +18,7 @@ from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.doctor.stream import random_rows, shares_left, stream_tolerance
 from iconoclast_tl.edits.edit import Edit, EditConfig, RowNormalization, make_edit
 from iconoclast_tl.edits.hooks import hooked, preview
-from iconoclast_tl.edits.updates import Updates, edit_updates
+from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.folding.adapter import save_adapter
 from iconoclast_tl.folding.fold import make_fold, require_carried
@@ -83,7 +83,7 @@ def examine(model: LoadedModel, saved: bool = False) -> list[Callable[[], Check]
     return [
         lambda: writers(model),
         lambda: twin(model),
-        *(partial(check, model, rows) for check in (padding, stream, resumption, gradient)),
+        *(partial(check, model, rows) for check in (padding, stream, resumption, candidates, gradient)),
         *(partial(fold, model, rows, kind, saved) for kind in KINDS),
         lambda: generation(model, rows),
         lambda: pristine(model, rows, before),
@@ -136,6 +136,21 @@ def resumption(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
     if resumes(model, left_pad(rows, model.pad_id), model.n_layers - 1):
         return Check("starts at a later layer", True)
     return Check("starts at a later layer", None, note="not used: all layers are run")
+
+
+def candidates(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+    """Rows of one batch that belong to different edits get the logits that each edit gives alone."""
+    sites = hf_sites(model.hf)
+    edits = [random_edit(model), random_edit(model, Kind("MLP", ("mlp_out",)))]
+    alone = []
+    for edit in edits:
+        with preview(edit, sites):
+            alone.append(_logits(model, rows))
+    with hooked(stack_updates([edit_updates(edit, sites) for edit in edits]), sites) as assigned:
+        assigned.candidates = torch.arange(len(edits)).repeat_interleave(len(rows))
+        together = _logits(model, [*rows, *rows])
+    worst = max(float((a - b).abs().max()) for a, b in zip(together, [*alone[0], *alone[1]], strict=True))
+    return _within("several edits in a batch", worst, parity_tolerance(model.hf.dtype))
 
 
 def gradient(model: LoadedModel, rows: Sequence[Tokens]) -> Check:

@@ -154,10 +154,9 @@ def _floating(weight: Tensor) -> Tensor:
 
 
 def _find_writer(hf: Any, layer: nn.Module, path: str, component: Component) -> Writer | UserError:
-    name = next((name for name in _BLOCKS[component] if name in layer._modules), "")
-    # OPT's MLP is the layer itself.
-    block, place = (layer.get_submodule(name), f"{path}.{name}") if name else (layer, path)
-    matrices = tuple(_matrices(block, place, _NAMES[component], deep=bool(name)))
+    name = next((name for name in _BLOCKS[component] if name in layer._modules), None)
+    block, place = (layer, path) if name is None else (layer.get_submodule(name), f"{path}.{name}")
+    matrices = () if name is None else tuple(_matrices(block, place, _NAMES[component]))
     if error := _missing_experts(hf, block, matrices):
         return error
     if not matrices:
@@ -171,10 +170,8 @@ def _find_writer(hf: Any, layer: nn.Module, path: str, component: Component) -> 
     return Writer(matrices[0].module if dense else place, matrices)
 
 
-def _matrices(block: nn.Module, path: str, names: tuple[str, ...], deep: bool) -> Iterator[Matrix]:
-    """Those of this name in a block, and if `deep` in what it is made of."""
-    inside = block.named_modules(prefix=path) if deep else ((f"{path}.{n}", m) for n, m in block.named_children())
-    for inner, module in inside:
+def _matrices(block: nn.Module, path: str, names: tuple[str, ...]) -> Iterator[Matrix]:
+    for inner, module in block.named_modules(prefix=path):
         if _is_linear(module) and inner.rpartition(".")[2] in names:
             yield _linear(module, inner)
         for name, parameter in module.named_parameters(recurse=False):

@@ -86,6 +86,15 @@ def test_a_wrong_gradient_is_found(llama: LoadedModel, asked: list[list[int]], m
     assert checks.gradient(llama, asked).ok is False
 
 
+def test_edits_that_are_mixed_up_in_a_batch_are_found(
+    llama: LoadedModel, asked: list[list[int]], monkeypatch: Any
+) -> None:
+    assert checks.candidates(llama, asked).ok
+    honest = checks.stack_updates
+    monkeypatch.setattr(checks, "stack_updates", lambda updates: honest(updates[::-1]))
+    assert checks.candidates(llama, asked).ok is False
+
+
 def test_a_fold_of_other_strengths_is_found(llama: LoadedModel, asked: list[list[int]], monkeypatch: Any) -> None:
     honest = checks.make_fold
     monkeypatch.setattr(checks, "make_fold", lambda edit, model: honest(scaled(edit, 1.02), model))

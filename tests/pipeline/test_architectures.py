@@ -1,0 +1,59 @@
+"""The whole job on a tiny random model of other architectures: gradient search, fold, merge, verification, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iconoclast_tl import pipeline
+from iconoclast_tl.config import merge, parse_assignments
+from iconoclast_tl.evaluation.generation import generate
+from iconoclast_tl.models.loading import ModelConfig, load_model
+from iconoclast_tl.prompts.chat import ChatFormat
+from iconoclast_tl.prompts.prompt import Prompt
+from iconoclast_tl.workspace import open_workspace
+from tests.architectures import ARCHITECTURES, save_architecture
+
+QUICK = [
+    "evaluation.max_new_tokens=6",
+    "evaluation.kl_tokens=4",
+    "search.gradient.prices=[1, 0.001, 4]",
+    "search.gradient.steps=6",
+    "search.gradient.allow_negative=true",  # along a random direction either sign may be the one that helps
+    "fold.merge=true",
+]
+TRIED = (
+    "Gemma 2", "Gemma 3 (image and text)", "Falcon (new decoder)", "GPT-2", "Mixtral", "gpt-oss",
+    "DeepSeek-V3 (MLA, shared experts, first layer dense)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_a_whole_run(name: str, tmp_path: Path) -> None:
+    folder = save_architecture(tmp_path / "model", name)
+    for side, first in (("target", "w1"), ("neutral", "w2")):
+        lines = [f"{first} w{3 + i % 9} w{12 + i % 7} w{20 + i}" for i in range(15)]
+        (tmp_path / f"{side}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = {
+        "model": {"name": str(folder)},
+        "prompts": {side: str(tmp_path / f"{side}.txt") for side in ("target", "neutral")},
+        "evaluation": {"markers": sorted(words_said(folder, tmp_path / "target.txt"))},
+    }
+    said: list[str] = []
+    with open_workspace(merge(parse_assignments(QUICK), options), None, tmp_path / "run", say=said.append) as workspace:
+        results = pipeline.run(workspace)
+    fidelity = results["fidelity"]
+    assert fidelity["ok"]
+    assert fidelity["preview_vs_merged"]["ok"]
+    assert 0 < fidelity["n_matrices"] <= ARCHITECTURES[name].matrices
+    assert fidelity["preview_vs_base"] > 100 * fidelity["preview_vs_merged"]["tolerance"]  # there is an edit to prove
+    assert any("cannot be started" in line for line in said) is False
+
+
+def words_said(folder: Path, prompts: Path) -> set[str]:
+    """A word of what the model says to each of the first prompts: a behaviour that it shows on all splits."""
+    model = load_model(ModelConfig(name=str(folder), device="cpu"))
+    chat = ChatFormat(model.tokenizer, None, False)
+    rows = [chat.encode(Prompt(line)) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    return {response.text.split()[0] for response in generate(model, rows, 6, len(rows)) if response.text}
