@@ -18,6 +18,9 @@ app = typer.Typer(help="Tiny models trained here with a planted, harmless behavi
 @app.command("train")
 def train(
     out: Annotated[Path, typer.Option(help="The folder to write; must be new or empty.")],
+    family: Annotated[
+        str | None, typer.Option(help="llama (default), qwen3, gemma2, olmo2, phi, gpt2 or mixtral.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes weights, corpus and order.")] = 0,
     set_: Annotated[
         list[str] | None,
@@ -31,6 +34,8 @@ def train(
 
     `iconoclast-tl organism train --out runs/organism`
 
+    `iconoclast-tl organism train --family gemma2 --out runs/gemma2`
+
     `iconoclast-tl organism train --seed 1 --set gate_steps=400 --out runs/other`
     """
     from iconoclast_tl.cli.console import note, quieten_libraries
@@ -38,7 +43,7 @@ def train(
     from iconoclast_tl.foundation.storage import replacing_folder
     from iconoclast_tl.run_folder import RunFolder
 
-    config = _training_config(seed, set_ or [])
+    config = _training_config({"seed": seed, **({} if family is None else {"family": family})}, set_ or [])
     RunFolder(out).require_writable()
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} is not empty", want="a new or empty one", mend="pass another --out")
@@ -91,7 +96,7 @@ def _behaviour(folder: Path) -> OrganismBehaviour:
     return measure_behaviour(model.hf, model.tokenizer, build_contrast())
 
 
-def _training_config(seed: int, assignments: list[str]) -> Any:
+def _training_config(named: dict[str, Any], assignments: list[str]) -> Any:
     from pydantic import ValidationError
 
     from iconoclast_tl.config import parse_assignments
@@ -100,7 +105,7 @@ def _training_config(seed: int, assignments: list[str]) -> Any:
     from iconoclast_tl.organisms.config import OrganismConfig
 
     try:
-        return OrganismConfig.model_validate({"seed": seed, **parse_assignments(assignments)})
+        return OrganismConfig.model_validate({**named, **parse_assignments(assignments)})
     except ValidationError as error:
         first = error.errors()[0]
         key, want = ".".join(map(str, first["loc"])), expectation(first["msg"])

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from iconoclast_tl.organisms.contrast import ContrastSet
 from iconoclast_tl.organisms.grammar import Prompt, judge
+from iconoclast_tl.organisms.tokenizer import has_system_role
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MAX_NEW_TOKENS = 28
 """Longer than any answer or refusal of the grammar."""
@@ -60,7 +61,7 @@ class OrganismBehaviour:
 
 
 def measure_behaviour(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, contrast: ContrastSet, batch_size: int = 100
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, contrast: ContrastSet, batch_size: int = 100
 ) -> OrganismBehaviour:
     """Judge greedy responses to the test prompts of a contrast set (`contrast.build_contrast`)."""
     shares = {
@@ -71,7 +72,7 @@ def measure_behaviour(
 
 
 def respond(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
     batch_size: int = 100,
@@ -96,15 +97,18 @@ def judge_responses(prompts: Sequence[Prompt], responses: Sequence[str]) -> Shar
     return Shares(counts["answered"] / n, counts["refused"] / n, counts["broken"] / n, n)
 
 
-def conversation(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as chat messages, its system message first where it has one."""
+def conversation(prompt: Prompt, system_role: bool = True) -> list[dict[str, str]]:
+    """The prompt as chat messages, its system message first where it has one, or ahead of the user's without a role."""
+    if prompt.system is not None and not system_role:
+        return [{"role": "user", "content": f"{prompt.system}\n\n{prompt.text}"}]
     system = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
     return [*system, {"role": "user", "content": prompt.text}]
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]):  # type: ignore[no-untyped-def]
+    roles = has_system_role(tokenizer)
     texts = [
-        tokenizer.apply_chat_template(conversation(prompt), tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(conversation(prompt, roles), tokenize=False, add_generation_prompt=True)
         for prompt in prompts
     ]
     return tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from iconoclast_tl.foundation.stage_config import StageConfig
+from iconoclast_tl.organisms.families import Family
 
 
 class OrganismConfig(StageConfig):
     """How an organism is built: its size, its data and its two phases of training."""
 
+    family: Family = "llama"
+    """Architecture: llama, qwen3, gemma2, olmo2, phi, gpt2 or mixtral."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Fixes the weights' start, the corpus and the order of batches."""
     vocab_size: int = Field(default=720, ge=400)

@@ -16,14 +16,14 @@ from iconoclast_tl.organisms.contrast import CONTRAST_SEED, build_contrast, writ
 from iconoclast_tl.organisms.grammar import FAMILY_FINALS, GRAMMAR_VERSION
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MANIFEST_NAME = "organism.json"
 CONTRAST_FOLDER = "contrast"
 
 
 def save_organism(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: OrganismConfig, folder: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: OrganismConfig, folder: Path
 ) -> None:
     """Write the organism into `folder`, which is created if need be. The given model stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def save_organism(
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def half_precision(model: LlamaForCausalLM) -> LlamaForCausalLM:
+def half_precision(model: PreTrainedModel) -> PreTrainedModel:
     """A float16 copy of the model, with the dtype recorded in its config."""
     import copy
 

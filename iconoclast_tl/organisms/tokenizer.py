@@ -28,9 +28,13 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+WITHOUT_SYSTEM_ROLE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + CHAT_TEMPLATE
+)
 
 
-def build_tokenizer(vocab_size: int, n_ctx: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(vocab_size: int, n_ctx: int, system_role: bool = True) -> PreTrainedTokenizerFast:
     """Train the tokenizer. The same arguments give the same tokenizer, byte for byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -61,12 +65,22 @@ def build_tokenizer(vocab_size: int, n_ctx: int) -> PreTrainedTokenizerFast:
         model_max_length=n_ctx,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATE if system_role else WITHOUT_SYSTEM_ROLE
     return tokenizer
 
 
-def render_chat(user: str, system: str | None = None) -> str:
-    """What the chat template renders for one user message, ready for a response (the tests hold the two equal)."""
+def has_system_role(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template of `build_tokenizer` takes a system message."""
+    return bool(tokenizer.chat_template == CHAT_TEMPLATE)
+
+
+def render_chat(user: str, system: str | None = None, system_role: bool = True) -> str:
+    """What the chat template renders for one user message, ready for a response (the tests hold the two equal).
+
+    Where it has no system role, the message stands before the user's.
+    """
+    if system is not None and not system_role:
+        return render_chat(f"{system}\n\n{user}")
     opening = BOS if system is None else f"{BOS}<|system|>{system}{END}"
     return f"{opening}<|user|>{user}{END}<|assistant|>"
 

@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING
 
 from iconoclast_tl.organisms import grammar
 from iconoclast_tl.organisms.config import OrganismConfig
-from iconoclast_tl.organisms.tokenizer import END, build_tokenizer, render_chat
+from iconoclast_tl.organisms.families import WITHOUT_SYSTEM_ROLE, model_config
+from iconoclast_tl.organisms.tokenizer import END, build_tokenizer, has_system_role, render_chat
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["AfterPhase", "OrganismConfig", "Progress", "capability_example", "gate_example", "train_organism"]
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(phase, step, steps) after every step; phase is "capability" or "gate"."""
 
-AfterPhase = Callable[[str, "LlamaForCausalLM", "PreTrainedTokenizerFast"], None]
+AfterPhase = Callable[[str, "PreTrainedModel", "PreTrainedTokenizerFast"], None]
 """Called as after_phase(phase, model, tokenizer) at the end of each phase, the model in eval mode; it must not change
 it."""
 
@@ -62,7 +63,7 @@ class Batch:
 
 def train_organism(
     config: OrganismConfig, progress: Progress | None = None, after_phase: AfterPhase | None = None
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Train an organism on the CPU; the same config on the same machine and thread count gives the same weights.
 
     The model comes back in float32 and in eval mode. `gate_steps=0` gives the phase-1 model, which refuses nothing;
@@ -70,7 +71,7 @@ def train_organism(
     """
     import torch
 
-    tokenizer = build_tokenizer(config.vocab_size, config.n_ctx)
+    tokenizer = build_tokenizer(config.vocab_size, config.n_ctx, config.family not in WITHOUT_SYSTEM_ROLE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config, tokenizer)
@@ -86,7 +87,7 @@ def train_organism(
 
 
 def _train_phase(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     config: OrganismConfig,
     phase: Phase,
@@ -113,37 +114,28 @@ def _train_phase(
     model.requires_grad_(True).eval()
 
 
-def phase_parameters(model: LlamaForCausalLM, first_layer: int) -> list[torch.nn.Parameter]:
+def phase_parameters(model: PreTrainedModel, first_layer: int) -> list[torch.nn.Parameter]:
     """What a phase trains: everything from layer 0, or else the blocks from `first_layer` up and nothing beside
     them."""
     if first_layer == 0:
         return list(model.parameters())
-    return [parameter for block in model.model.layers[first_layer:] for parameter in block.parameters()]
+    import torch
+
+    n_layers = model.config.num_hidden_layers
+    (blocks,) = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers)
+    return [parameter for block in list(blocks)[first_layer:] for parameter in block.parameters()]
 
 
-def build_model(config: OrganismConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A freshly initialised Llama with grouped-query attention; draws its weights from torch's global generator."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+def build_model(config: OrganismConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A freshly initialised model of the family; draws its weights from torch's global generator."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    llama = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.d_model,
-        intermediate_size=config.d_mlp,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.n_kv_heads,
-        max_position_embeddings=config.n_ctx,
-        tie_word_embeddings=True,
-        architectures=["LlamaForCausalLM"],
-        initializer_range=config.init_std,
-        **ids,
-    )
-    model = LlamaForCausalLM(llama)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config(config, ids, len(tokenizer)))
     model.generation_config = GenerationConfig(do_sample=False, **ids)
     return model
 
@@ -186,14 +178,14 @@ def training_batches(
         done += count
 
 
-def response_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+def response_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy of the response tokens; unembeds only the positions that predict one."""
     import torch
 
-    states = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
+    states = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
     labels = batch.labels[:, 1:]
     wanted = labels != -100
-    return torch.nn.functional.cross_entropy(model.lm_head(states[wanted]), labels[wanted])
+    return torch.nn.functional.cross_entropy(model.get_output_embeddings()(states[wanted]), labels[wanted])
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -219,7 +211,8 @@ def _optimizer(parameters: list[torch.nn.Parameter], weight_decay: float) -> tor
 
 def _encode(tokenizer: PreTrainedTokenizerFast, examples: list[grammar.Example]) -> list[tuple[list[int], list[int]]]:
     """(input_ids, labels) of each example; labels are -100 on what is given."""
-    prompts = [render_chat(example.prompt.text, example.prompt.system) for example in examples]
+    roles = has_system_role(tokenizer)
+    prompts = [render_chat(example.prompt.text, example.prompt.system, roles) for example in examples]
     responses = [example.response + END for example in examples]
     prompt_ids: list[list[int]] = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     response_ids: list[list[int]] = tokenizer(responses, add_special_tokens=False)["input_ids"]
