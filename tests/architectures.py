@@ -89,9 +89,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "OLMo 2": Architecture("Olmo2Config"),
     "OLMo 3": Architecture("Olmo3Config", {"sliding_window": 16}),
     "GLM-4": Architecture("Glm4Config", {"head_dim": 8}),
-    "StableLM": Architecture("StableLmConfig", {"use_parallel_residual": False}, bridged=False),
+    # A quarter of a head's dimensions turn: of a head of 6 that would be an odd number.
+    "StableLM": Architecture("StableLmConfig", {"hidden_size": 32, "use_parallel_residual": False}),
     "StableLM, parallel": Architecture(
-        "StableLmConfig", {"use_parallel_residual": True, "use_qkv_bias": True}, bridged=False
+        "StableLmConfig", {"hidden_size": 32, "use_parallel_residual": True, "use_qkv_bias": True}
     ),
     "SmolLM3": Architecture("SmolLM3Config"),
     "GPT-2": Architecture("GPT2Config", sizes=GPT2_SIZES),
