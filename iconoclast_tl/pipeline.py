@@ -19,6 +19,7 @@ from iconoclast_tl.activations.store import Activations, activation_key, load_ac
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
 from iconoclast_tl.directions.estimate import estimate_directions
 from iconoclast_tl.directions.separation import best_point, separation
+from iconoclast_tl.doctor.stream import share_of_edit
 from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.edits.profiles import uniform
@@ -31,6 +32,7 @@ from iconoclast_tl.folding.verification import reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
 from iconoclast_tl.model_cards import write_cards
+from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import load_model
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.models.twin import Twin, make_twin
@@ -265,7 +267,9 @@ def fold(workspace: Workspace, edit: Edit) -> None:
         fidelity = verify(edit, folded, model, rows, folder.adapter, reloaded)
     if not fidelity.ok:
         raise RuntimeError(f"the fold is not its preview: {fidelity.to_json()}")
-    folder.update_results(fidelity={"edit": edit.digest(), **fidelity.to_json()})
+    # Where a post-norm follows, what is left in the matrices is not what is left in the stream.
+    left = share_of_edit(model, hf_sites(model.hf, edit.components), edit, rows).tolist() if workspace.gains else None
+    folder.update_results(fidelity={"edit": edit.digest(), **fidelity.to_json(), "stream_fraction": left})
     write_cards(workspace)
 
 

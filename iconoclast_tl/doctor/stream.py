@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iconoclast_tl.directions.geometry import normalize
-from iconoclast_tl.edits.edit import EditConfig, make_edit
+from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import HookedModule
@@ -44,16 +44,34 @@ def shares_left(
     """
     generator = torch.Generator().manual_seed(0)
     vectors = normalize(torch.randn(PROBES, model.d_model, generator=generator))
-    base = _changes(model, rows)
-    shares = []
-    for v in vectors:
-        directions = v.expand(1, model.n_layers, -1)
-        strengths: dict[Component, Tensor] = {name: torch.full((model.n_layers,), strength) for name in WRITERS}
-        with preview(make_edit(directions, strengths, EditConfig(), None, gains), sites):
-            edited = _changes(model, rows)
-        v = v.double()
-        shares.append((edited @ v).abs().median(1).values / (base @ v).abs().median(1).values.clamp(min=1e-30))
+    strengths: dict[Component, Tensor] = {name: torch.full((model.n_layers,), strength) for name in WRITERS}
+    shares = [
+        share_of_edit(
+            model, sites, make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), None, gains), rows
+        )
+        for v in vectors
+    ]
     return torch.stack(shares).median(0).values
+
+
+def share_of_edit(
+    model: LoadedModel, sites: Mapping[Site, HookedModule], edit: Edit, rows: Sequence[Tokens]
+) -> Float[Tensor, "layer"]:
+    """Of what each layer writes along the edit's own directions there, how much the edit leaves: ‖V Δ'‖ / ‖V Δ‖.
+
+    Medians over tokens. What earlier edits change in what a layer reads is in it, so that it may be more than 1.
+    """
+    base = _along(model, edit, rows)
+    with preview(edit, sites):
+        edited = _along(model, edit, rows)
+    return edited / base.clamp(min=1e-30)
+
+
+def _along(model: LoadedModel, edit: Edit, rows: Sequence[Tokens]) -> Float[Tensor, "layer"]:
+    """Medians over tokens of ‖V Δ‖."""
+    written = torch.einsum("ltd,kld->lkt", _changes(model, rows), edit.directions.double())
+    along: Tensor = written.norm(dim=1).median(1).values
+    return along
 
 
 def require_all_known(

@@ -49,8 +49,8 @@ class ModelConfig(StageConfig):
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
     device_map: Annotated[str | None, Changeable] = None
     """accelerate's placement over several devices, for example `auto`; overrides `device`."""
-    quantization: Literal["none", "4bit"] = "none"
-    """`4bit`: bitsandbytes NF4 for everything but the fold, which reads full-precision weights."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """bitsandbytes for everything but the fold, which reads full-precision weights. `4bit`: NF4; `8bit`: LLM.int8()."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you have read it."""
 
@@ -189,7 +189,9 @@ def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind:
         "use_safetensors": True,
         "device_map": config.device_map or {"": device},
     }
-    if config.quantization == "4bit":
+    if config.quantization == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif config.quantization == "4bit":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
         )

@@ -57,6 +57,8 @@ def fidelity_table(fidelity: Mapping[str, Any]) -> Table:
     shares = list(fidelity["residual_fraction"].values())
     edited = f"{fidelity['n_matrices']} matrices edited"
     table.caption = f"{edited}; share of the direction left in them: {min(shares):.3f} to {max(shares):.3f}"
+    if stream := fidelity.get("stream_fraction"):
+        table.caption += f"; in what layers add to the stream: {min(stream):.3f} to {max(stream):.3f}"
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from iconoclast_tl.doctor import checks
-from iconoclast_tl.doctor.stream import random_rows, require_all_known, shares_left
+from iconoclast_tl.doctor.stream import random_rows, require_all_known, share_of_edit, shares_left
 from iconoclast_tl.edits.updates import Updates
 from iconoclast_tl.folding import fold as folding
 from iconoclast_tl.foundation.errors import UserError
@@ -61,6 +62,16 @@ def test_half_a_strength_leaves_half(llama: LoadedModel, asked: list[list[int]])
     # Layer 0 reads what no edit changed but its own attention's output; the others read what edits changed.
     assert ((left - 0.5).abs() < 0.2).all()
     assert float(shares_left(llama, hf_sites(llama.hf), {}, asked, strength=0.0).sub(1).abs().max()) < 1e-6
+
+
+def test_the_share_of_an_edit_is_by_its_own_directions(llama: LoadedModel, asked: list[list[int]]) -> None:
+    sites, edit = hf_sites(llama.hf), checks.random_edit(llama, checks.Kind("plain"))
+    full = {name: torch.ones_like(values) for name, values in edit.strengths.items()}
+    at_last = {name: values * torch.tensor([0, 0, 1.0]) for name, values in full.items()}
+    assert float(share_of_edit(llama, sites, replace(edit, strengths=full), asked).max()) < 1e-5
+    left = share_of_edit(llama, sites, replace(edit, strengths=at_last), asked)
+    assert left[:2].tolist() == [1.0, 1.0]
+    assert left[2] < 1e-5
 
 
 def test_padding_that_leaks_is_found(llama: LoadedModel, asked: list[list[int]], monkeypatch: Any) -> None:

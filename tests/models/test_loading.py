@@ -81,11 +81,12 @@ def test_padding_on_the_left_changes_no_logit(llama: LoadedModel, rows: list[lis
     assert not torch.allclose(blind, alone, atol=1e-2)  # the mask matters
 
 
-def test_four_bit_models_are_collected_through_hugging_face_modules(llama_folder: Path) -> None:
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_models_are_collected_through_hugging_face_modules(llama_folder: Path, quantization: Any) -> None:
     from iconoclast_tl.models.twin import Parity, make_twin
 
-    model = load_model(ModelConfig(name=str(llama_folder), device="cpu", quantization="4bit"))
-    assert any("4bit" in type(module).__name__ for module in model.hf.modules())
+    model = load_model(ModelConfig(name=str(llama_folder), device="cpu", quantization=quantization))
+    assert any(quantization in type(module).__name__.lower() for module in model.hf.modules())
     found = make_twin(model)
     assert isinstance(found, Parity)
     assert "quantised" in found.reason

@@ -49,3 +49,8 @@ def test_the_behaviour_goes_and_the_rest_stays(family: Family, tmp_path: Path) -
     assert results["fidelity"]["preview_vs_merged"]["ok"]
     assert results["fidelity"]["preview_vs_base"] > 1
     assert any("weighted by its gains" in line for line in said) == (family == "gemma2")
+    left = results["fidelity"]["stream_fraction"]
+    assert (left is not None) == (family == "gemma2")
+    if left is not None:
+        assert len(left) == 6
+        assert 0 < min(left) < 0.8  # where it edits, and layers that it leaves alone write on

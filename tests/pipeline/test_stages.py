@@ -129,7 +129,7 @@ def test_a_card_tells_an_edit_that_was_taken_by_number(options: dict[str, Any], 
     assert "rule taken by number, trial 2" in card_of(tmp_path / "run")
 
 
-@pytest.mark.parametrize("method", ["tpe", "gradient"])
+@pytest.mark.parametrize("method", ["tpe", "outer"])  # without a gradient and with one
 def test_what_is_always_there_is_not_strengthened(options: dict[str, Any], tmp_path: Path, method: str) -> None:
     del options["search"]["n_trials"]
     always = ["search.goal=strengthen", f"search.method={method}"]
@@ -359,8 +359,13 @@ def test_where_transformer_lens_cannot_activations_come_through_hugging_face(
     assert any("the logits differ by 3; collecting through hooks" in line for line in said)
 
 
-def test_a_quantised_run_folds_on_full_precision_weights(options: dict[str, Any], tmp_path: Path) -> None:
-    changes = ("model.quantization=4bit", "edit.row_normalization=none", "directions.benign_rank=2")
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+@pytest.mark.parametrize("method", ["tpe", "outer"])  # without a gradient and with one
+def test_a_quantised_run_folds_on_full_precision_weights(
+    options: dict[str, Any], tmp_path: Path, quantization: str, method: str
+) -> None:
+    changes = (f"model.quantization={quantization}", "edit.row_normalization=none", "directions.benign_rank=2")
+    changes = (*changes, f"search.method={method}", "search.gradient.prices=[1, 0.01, 3]")
     with opened(options, tmp_path / "run", *changes) as workspace:
         results = pipeline.run(workspace)
     assert results["fidelity"]["ok"]
