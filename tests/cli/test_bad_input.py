@@ -222,8 +222,8 @@ def test_devices(cli: Cli, common: list[str], device: str) -> None:
     ("setting", "message"),
     [
         ("foo", "--set takes key=value: got 'foo'"),
-        ("foo=1", "unknown training setting foo: want one of seed, vocab_size"),
-        ("_env_file=1", "unknown training setting _env_file: want one of seed"),
+        ("foo=1", "unknown training setting foo: want one of family, seed, vocab_size"),
+        ("_env_file=1", "unknown training setting _env_file: want one of family, seed"),
         ("n_heads=3", "the training settings do not fit each other: d_model is 128 and n_heads is 3"),
         ("n_kv_heads=3", "the training settings do not fit each other: n_heads is 4 and n_kv_heads is 3"),
         ("gate_first_layer=9", "the training settings do not fit each other: gate_first_layer is 9"),
