@@ -19,7 +19,7 @@ from iconoclast_tl.activations.store import Activations, activation_key, load_ac
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
 from iconoclast_tl.directions.estimate import estimate_directions
 from iconoclast_tl.directions.separation import best_point, separation
-from iconoclast_tl.doctor.stream import share_of_edit
+from iconoclast_tl.doctor.stream import shares_of_edits
 from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.edits.profiles import uniform
@@ -45,6 +45,8 @@ from iconoclast_tl.workspace import Workspace, model_folder
 
 VERIFIED_PROMPTS = 32
 """Target and neutral test prompts, this many of each, on which a fold is compared with its preview."""
+MEASURED_PROMPTS = 4
+"""Of each, on which it is measured what is left in the stream."""
 
 
 def run(workspace: Workspace) -> dict[str, Any]:
@@ -268,7 +270,9 @@ def fold(workspace: Workspace, edit: Edit) -> None:
     if not fidelity.ok:
         raise RuntimeError(f"the fold is not its preview: {fidelity.to_json()}")
     # Where a post-norm follows, what is left in the matrices is not what is left in the stream.
-    left = share_of_edit(model, hf_sites(model.hf, edit.components), edit, rows).tolist() if workspace.gains else None
+    sites = hf_sites(model.hf, edit.components)
+    some = [*rows[:MEASURED_PROMPTS], *rows[-MEASURED_PROMPTS:]]
+    left = shares_of_edits(model, sites, [edit], some)[0].tolist() if workspace.gains else None
     folder.update_results(fidelity={"edit": edit.digest(), **fidelity.to_json(), "stream_fraction": left})
     write_cards(workspace)
 

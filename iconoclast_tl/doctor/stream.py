@@ -26,7 +26,7 @@ from iconoclast_tl.prompts.chat import Tokens, left_pad
 
 PROBES = 3
 """Random directions that are tried."""
-LENGTHS = (11, 5, 3, 8)
+LENGTHS = (8, 3, 5)
 """Tokens of the rows that are asked."""
 
 
@@ -45,31 +45,28 @@ def shares_left(
     generator = torch.Generator().manual_seed(0)
     vectors = normalize(torch.randn(PROBES, model.d_model, generator=generator))
     strengths: dict[Component, Tensor] = {name: torch.full((model.n_layers,), strength) for name in WRITERS}
-    shares = [
-        share_of_edit(
-            model, sites, make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), None, gains), rows
-        )
-        for v in vectors
-    ]
-    return torch.stack(shares).median(0).values
+    edits = [make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), None, gains) for v in vectors]
+    return torch.stack(shares_of_edits(model, sites, edits, rows)).median(0).values
 
 
-def share_of_edit(
-    model: LoadedModel, sites: Mapping[Site, HookedModule], edit: Edit, rows: Sequence[Tokens]
-) -> Float[Tensor, "layer"]:
-    """Of what each layer writes along the edit's own directions there, how much the edit leaves: ‖V Δ'‖ / ‖V Δ‖.
+def shares_of_edits(
+    model: LoadedModel, sites: Mapping[Site, HookedModule], edits: Sequence[Edit], rows: Sequence[Tokens]
+) -> list[Float[Tensor, "layer"]]:
+    """Of what each layer writes along an edit's own directions there, how much the edit leaves: ‖V Δ'‖ / ‖V Δ‖.
 
     Medians over tokens. What earlier edits change in what a layer reads is in it, so that it may be more than 1.
     """
-    base = _along(model, edit, rows)
-    with preview(edit, sites):
-        edited = _along(model, edit, rows)
-    return edited / base.clamp(min=1e-30)
+    base, shares = _changes(model, rows), list[Tensor]()
+    for edit in edits:
+        with preview(edit, sites):
+            edited = _changes(model, rows)
+        shares.append(_along(edit, edited) / _along(edit, base).clamp(min=1e-30))
+    return shares
 
 
-def _along(model: LoadedModel, edit: Edit, rows: Sequence[Tokens]) -> Float[Tensor, "layer"]:
+def _along(edit: Edit, changes: Float[Tensor, "layer token d_model"]) -> Float[Tensor, "layer"]:
     """Medians over tokens of ‖V Δ‖."""
-    written = torch.einsum("ltd,kld->lkt", _changes(model, rows), edit.directions.double())
+    written = torch.einsum("ltd,kld->lkt", changes, edit.directions.to(changes))
     along: Tensor = written.norm(dim=1).median(1).values
     return along
 
@@ -107,20 +104,21 @@ def random_rows(model: LoadedModel) -> list[Tokens]:
 def _changes(model: LoadedModel, rows: Sequence[Tokens]) -> Float[Tensor, "layer token d_model"]:
     """What every layer adds to the stream at every real token."""
     batch = left_pad(rows, model.pad_id)
-    with _entering_and_leaving(model.hf) as found:
-        model.hf(**model.inputs(batch))
+    with _written(model.hf) as found:
+        model.hf(**model.inputs(batch), logits_to_keep=1)
     real = batch.attention_mask.bool()
-    return torch.stack([(after - before)[real] for before, after in found])
+    return torch.stack([written[real] for written in found])
 
 
 @contextmanager
-def _entering_and_leaving(hf: Any) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    found: list[tuple[Tensor, Tensor]] = []
+def _written(hf: Any) -> Iterator[list[Tensor]]:
+    found: list[Tensor] = []
 
     def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
-        found.append((before.double().cpu(), after.double().cpu()))
+        dtype = torch.promote_types(before.dtype, torch.float32)
+        found.append((after.to(dtype) - before.to(dtype)).cpu())
 
     handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in decoder_layers(hf)]
     try:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from iconoclast_tl.doctor import checks
-from iconoclast_tl.doctor.stream import random_rows, require_all_known, share_of_edit, shares_left
+from iconoclast_tl.doctor.stream import random_rows, require_all_known, shares_left, shares_of_edits
 from iconoclast_tl.edits.updates import Updates
 from iconoclast_tl.folding import fold as folding
 from iconoclast_tl.foundation.errors import UserError
@@ -68,8 +68,9 @@ def test_the_share_of_an_edit_is_by_its_own_directions(llama: LoadedModel, asked
     sites, edit = hf_sites(llama.hf), checks.random_edit(llama, checks.Kind("plain"))
     full = {name: torch.ones_like(values) for name, values in edit.strengths.items()}
     at_last = {name: values * torch.tensor([0, 0, 1.0]) for name, values in full.items()}
-    assert float(share_of_edit(llama, sites, replace(edit, strengths=full), asked).max()) < 1e-5
-    left = share_of_edit(llama, sites, replace(edit, strengths=at_last), asked)
+    edits = [replace(edit, strengths=strengths) for strengths in (full, at_last)]
+    gone, left = shares_of_edits(llama, sites, edits, asked)
+    assert float(gone.max()) < 1e-5
     assert left[:2].tolist() == [1.0, 1.0]
     assert left[2] < 1e-5
 
