@@ -65,13 +65,14 @@ def require_foldable(workspace: Workspace) -> None:
     _ = workspace.sites  # an architecture whose writers cannot be reached is told here
     require_carried(edited_writers(workspace), settings.edit.affine, settings.edit.row_normalization)
     if settings.edit.affine and settings.fold.merge:
-        require_mergeable_bias(workspace.model)
+        require_mergeable_bias(workspace.model, edited_writers(workspace).values())
 
 
 def _readable(workspace: Workspace) -> SearchConfig:
-    """The search's settings, without row normalisations that quantised weights have not."""
+    """The search's settings, without row normalisations that quantised weights and experts have not."""
     search = workspace.settings.search
-    if workspace.settings.model.quantization == "none":
+    dense = all(writer.is_dense for writer in edited_writers(workspace).values())
+    if dense and workspace.settings.model.quantization == "none":
         return search
     return search.model_copy(update={"outer": search.outer.model_copy(update={"row_normalizations": ("none",)})})
 
@@ -100,7 +101,7 @@ def _affine_can_be_kept(workspace: Workspace) -> bool:
     try:
         require_carried(edited_writers(workspace), affine=True, row_normalization="none")
         if workspace.settings.fold.merge:
-            require_mergeable_bias(workspace.model)
+            require_mergeable_bias(workspace.model, edited_writers(workspace).values())
     except UserError:
         return False
     return True

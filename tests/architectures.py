@@ -150,6 +150,20 @@ def save_architecture(folder: Path, name: str, seed: int = 0) -> Path:
     return folder
 
 
+def save_opt(folder: Path) -> Path:
+    """A random OPT, whose MLPs have no module of their own and write without rows: what is not supported whole."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=24, ffn_dim=40, num_hidden_layers=3, num_attention_heads=4, init_std=0.2,
+        word_embed_proj_dim=24, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(str(folder))
+    make_tokenizer(folder)
+    return folder
+
+
 def _with_images() -> Any:
     from transformers import Gemma3Config, Gemma3TextConfig
 

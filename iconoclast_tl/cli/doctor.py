@@ -37,6 +37,7 @@ def command(
     from iconoclast_tl.doctor.checks import examine
     from iconoclast_tl.foundation.progress import rich_track
     from iconoclast_tl.models.loading import load_model
+    from iconoclast_tl.models.sites import WRITERS, Component
     from iconoclast_tl.report.tables import doctor_table
     from iconoclast_tl.workspace import model_folder
 
@@ -45,7 +46,8 @@ def command(
     model = load_model(settings.model, str(place) if place else None)
     for line in model.notes:
         note(line)
-    asked = examine(model, saved)
+    edited: tuple[Component, ...] = ("attn_out",) if settings.edit.attention_only else WRITERS
+    asked = examine(model, saved, edited)
     checks = [ask() for ask in rich_track(asked, "doctor", len(asked))]
     about = f"{model.name}: {type(model.hf).__name__}, {model.dtype}, {model.n_layers} layers"
     show(common, {"model": about, "checks": [asdict(check) for check in checks]}, doctor_table(checks, about))

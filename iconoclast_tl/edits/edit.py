@@ -173,8 +173,9 @@ def make_edit(
         all_strengths["resid_pre"] = writers.gather(0, writers.abs().argmax(0, keepdim=True))[0]
     centres: dict[Component, Tensor] = {}
     if config.affine:
-        if neutral_writes is None or not set(all_strengths) <= set(neutral_writes):
-            missing = sorted(set(all_strengths) - set(neutral_writes or {}))
+        used = {name for name, values in all_strengths.items() if bool(values.any())}
+        if neutral_writes is None or not used <= set(neutral_writes):
+            missing = sorted(used - set(neutral_writes or {}))
             raise UserError(
                 f"an affine edit needs the neutral mean of {', '.join(missing)}",
                 want="activations with it",
@@ -184,7 +185,7 @@ def make_edit(
             name: torch.einsum(
                 "kld,ld->kl", _seen_through((gains or {}).get(name), vectors).double(), neutral_writes[name].double()
             ).float()
-            for name in all_strengths
+            for name in sorted(used)
         }
     return Edit(
         vectors,

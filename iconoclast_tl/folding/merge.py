@@ -10,6 +10,7 @@ A layer without a bias cannot carry β. Where the configuration can switch biase
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import replacing_folder
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.twin import share
-from iconoclast_tl.models.writers import known_writers
+from iconoclast_tl.models.writers import Writer
 
 BIAS_FLAGS = ("attention_bias", "mlp_bias")
 
@@ -47,7 +48,7 @@ def merged_model(fold: Fold, model: LoadedModel) -> Any:
         lacks_bias |= change.has_bias and change.matrix.bias is None
     if not lacks_bias:
         return share(model.hf, None, replaced)
-    config = _with_biases(model)
+    config = _with_biases(model, fold)
     return share(model.hf, config, {**_zero_biases(model, config), **replaced})
 
 
@@ -66,9 +67,8 @@ def edited_parameters(
     return edited, torch.stack([(b.to(more) + more).to(b) for b, more in zip(before, added, strict=True)])
 
 
-def require_mergeable_bias(model: LoadedModel) -> None:
-    """Raise `UserError` where writers have no bias and the configuration cannot switch one on."""
-    writers = known_writers(model.hf).values()
+def require_mergeable_bias(model: LoadedModel, writers: Iterable[Writer]) -> None:
+    """Raise `UserError` where one of these has no bias and the configuration cannot switch one on."""
     lacking = any(matrix.bias is None for writer in writers for matrix in writer.matrices)
     if lacking and not all(hasattr(model.hf.config, flag) for flag in BIAS_FLAGS):
         raise UserError(
@@ -79,8 +79,8 @@ def require_mergeable_bias(model: LoadedModel) -> None:
         )
 
 
-def _with_biases(model: LoadedModel) -> Any:
-    require_mergeable_bias(model)
+def _with_biases(model: LoadedModel, fold: Fold) -> Any:
+    require_mergeable_bias(model, [Writer(change.matrix.module, (change.matrix,)) for change in fold.changes])
     config = copy.deepcopy(model.hf.config)
     for flag in BIAS_FLAGS:
         setattr(config, flag, True)

@@ -124,7 +124,7 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
     require_complete_folder(name)
     device = _device(config)
     kind = _load_config(name, config)
-    require_causal(name, kind)
+    require_causal(name, kind, config.quantization)
     for dtype in _dtype_chain(config, device):
         hf = _load_weights(name, config, dtype, device, kind)
         if _gives_finite_logits(hf):

@@ -46,7 +46,7 @@ def require_complete_folder(name: str) -> None:
     _require_shards(name, path)
 
 
-def require_causal(name: str, config: Any) -> None:
+def require_causal(name: str, config: Any, quantization: str = "none") -> None:
     """Raise `UserError` for the configuration of what is no causal language model, or is stored quantised."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -59,7 +59,7 @@ def require_causal(name: str, config: Any) -> None:
     stored = getattr(config, "quantization_config", None) or {}
     method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
     method = getattr(method, "value", method)
-    if stored and method not in DEQUANTISED:
+    if stored and (method not in DEQUANTISED or quantization != "none"):
         raise UserError(
             f"the weights of {name} are stored quantised",
             got=method,
@@ -72,21 +72,23 @@ def _require_shards(name: str, path: Path) -> None:
     """Every tensor that the index names must be in its shard: transformers only looks which files there are."""
     from safetensors import SafetensorError, safe_open
 
-    for index in path.glob("*.safetensors.index.json"):
+    index = path / "model.safetensors.index.json"
+    if not index.is_file() or (path / "model.safetensors").is_file():  # one file is taken before an index
+        return
+    try:
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index} is damaged", got=error, mend="fetch it again") from error
+    for shard in sorted(set(places.values())):
+        wanted = {tensor for tensor, place in places.items() if place == shard}
         try:
-            places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{index} is damaged", got=error, mend="fetch it again") from error
-        for shard in sorted(set(places.values())):
-            wanted = {tensor for tensor, place in places.items() if place == shard}
-            try:
-                with safe_open(path / shard, framework="pt") as file:
-                    missing = sorted(wanted - set(file.keys()))
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"cannot read {shard} of {name}", got=error, mend="fetch it again") from error
-            if missing:
-                raise UserError(
-                    f"{shard} of {name} lacks tensors that its index names",
-                    got=f"{len(missing)} missing, first {missing[0]}",
-                    mend="fetch the model again",
-                )
+            with safe_open(path / shard, framework="pt") as file:
+                missing = sorted(wanted - set(file.keys()))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read {shard} of {name}", got=error, mend="fetch it again") from error
+        if missing:
+            raise UserError(
+                f"{shard} of {name} lacks tensors that its index names",
+                got=f"{len(missing)} missing, first {missing[0]}",
+                mend="fetch the model again",
+            )

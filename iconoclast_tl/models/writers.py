@@ -177,9 +177,10 @@ def _matrices(block: nn.Module, path: str, names: tuple[str, ...]) -> Iterator[M
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim != 3:
                 continue
-            if name in names:
+            # Without this mark nothing tells which way round the experts are stored (Llama 4).
+            if name in names and hasattr(module, "is_transposed"):
                 bias = f"{name}_bias" if f"{name}_bias" in module._parameters else None
-                yield Matrix(inner, name, bias, bool(getattr(module, "is_transposed", False)), len(parameter))
+                yield Matrix(inner, name, bias, bool(module.is_transposed), len(parameter))
             elif name == "weight" and inner.rpartition(".")[2] in names:
                 yield Matrix(inner, name, None, False, len(parameter))
 

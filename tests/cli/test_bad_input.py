@@ -147,6 +147,11 @@ def _cut(model: Path, places: dict[str, str]) -> None:
     shard.write_bytes(shard.read_bytes()[:-20])
 
 
+def _broken_index(model: Path) -> None:
+    _sharded(lambda *_: None)(model)
+    (model / "model.safetensors.index.json").write_text("{")
+
+
 def _adapter_alone(model: Path) -> None:
     (model / "config.json").unlink()
     (model / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
@@ -177,7 +182,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
         _sharded(lambda model, places: places.update({"model.more.weight": "model-0.safetensors"})),
         "model-0.safetensors of MODEL lacks tensors that its index names: got 1 missing, first model.more.weight",
     ),
-    "a broken index": (_written("model.safetensors.index.json", "{"), "model.safetensors.index.json is damaged"),
+    "a broken index": (_broken_index, "model.safetensors.index.json is damaged"),
     "no such architecture": (_config(model_type="nosuch"), "model type `nosuch`"),
     "an encoder and decoder": (_config(model_type="t5"), "MODEL is an encoder-decoder model: got model_type t5"),
     "an encoder": (_config(model_type="bert"), "MODEL is an encoder: got model_type bert"),

@@ -16,11 +16,11 @@ from iconoclast_tl.edits.updates import Updates
 from iconoclast_tl.folding import fold as folding
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
 from iconoclast_tl.models.post_norm import post_norm_gains
 from iconoclast_tl.models.sites import Site
 from iconoclast_tl.prompts.chat import TokenBatch
-from tests.architectures import save_architecture
+from tests.architectures import save_architecture, save_opt
 from tests.edits.edits import scaled
 
 Load = Callable[..., LoadedModel]
@@ -46,6 +46,51 @@ def test_a_model_of_which_not_all_is_known_is_refused_by_layer(llama: LoadedMode
     sites[Site(1, "mlp_out")] = sites[Site(0, "attn_out")]
     with pytest.raises(UserError, match=r"not all that layer 1 of LlamaForCausalLM writes .* pass --attention-only"):
         require_all_known(llama, sites, {})
+
+
+def test_a_writer_that_flattens_its_rows_is_refused(llama: LoadedModel) -> None:
+    sites = hf_sites(llama.hf)
+    flat = torch.nn.Flatten(0, 1)
+    mlp = llama.hf.model.layers[1].mlp
+    honest = mlp.down_proj.forward
+    mlp.down_proj.forward = lambda x: flat(honest(x))
+    mlp.register_forward_hook(lambda module, args, output: output.reshape(args[0].shape))
+    with pytest.raises(UserError, match=r"LlamaForCausalLM writes without rows: got a flattened batch at 1\.mlp_out"):
+        require_all_known(llama, sites, {})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_small_beside_the_stream_is_told_in_any_precision(llama_folder: Path, load: Load, dtype: str) -> None:
+    model = load(llama_folder, dtype)
+    sites = hf_sites(model.hf)
+    require_all_known(model, sites, {})
+    extra = model.hf.model.layers[1].mlp.down_proj.weight.flip(0) * 0.4  # a second writer, not known
+
+    def write_more(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return (
+            output + args[0].mean() + torch.nn.functional.linear(args[0].repeat(1, 1, 2)[..., : extra.shape[1]], extra)
+        )
+
+    model.hf.model.layers[1].mlp.register_forward_hook(write_more)
+    with pytest.raises(UserError, match="not all that layer 1"):
+        require_all_known(model, sites, {})
+
+
+def test_a_quantised_model_is_checked_as_far_as_it_can_be(llama_folder: Path) -> None:
+    model = load_model(ModelConfig(name=str(llama_folder), device="cpu", quantization="8bit"))
+    found = [ask() for ask in checks.examine(model)]
+    assert not [check for check in found if check.ok is False]
+    assert {check.name for check in found if check.ok is None} >= {"fold: plain", "gradient of λ", "generation"}
+
+
+def test_attention_alone_is_examined_where_the_rest_is_not_known(load: Load, tmp_path: Path) -> None:
+    model = load(save_opt(tmp_path))
+    with pytest.raises(UserError, match="pass --attention-only"):
+        checks.examine(model)
+    found = {check.name: check.ok for check in (ask() for ask in checks.examine(model, components=("attn_out",)))}
+    assert found.pop("nothing is written along v") is None
+    assert "fold: MLP" not in found
+    assert set(found.values()) == {True}
 
 
 @pytest.mark.parametrize("name", ["Gemma 2", "OLMo 2", "GLM-4"])

@@ -55,6 +55,8 @@ def test_making_an_affine_edit_takes_the_neutral_mean_along_the_direction() -> N
             expected = float(edit.directions[k, layer].double() @ means["mlp_out"][layer])
             assert float(edit.centres["mlp_out"][k, layer]) == pytest.approx(expected, abs=1e-6)
     assert not make_edit(vectors, strengths, EditConfig(), means).is_affine
+    known = {"attn_out": means["attn_out"]}  # what is left alone needs no mean
+    assert make_edit(vectors, strengths, EditConfig(affine=True, attention_only=True), known).is_affine
     with pytest.raises(UserError, match="neutral mean of resid_pre"):
         make_edit(vectors, strengths, EditConfig(affine=True, scope="stream"), means)
 

@@ -83,6 +83,14 @@ def test_experts_by_another_name_are_refused() -> None:
         require_writers(hf)
 
 
+def test_experts_that_do_not_say_which_way_round_they_are_stored_are_refused() -> None:
+    hf = mixtral()
+    for layer in hf.get_submodule("model.layers"):
+        del layer.mlp.experts.is_transposed
+    with pytest.raises(UserError, match="got 0 that write into the stream"):
+        require_writers(hf)
+
+
 def test_a_layer_without_a_known_writer_is_refused(llama: LoadedModel) -> None:
     mlp = llama.hf.model.layers[1].mlp
     mlp.add_module("outward", mlp._modules.pop("down_proj"))

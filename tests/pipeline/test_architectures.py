@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from iconoclast_tl import pipeline
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.evaluation.generation import generate
+from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import ModelConfig, load_model
 from iconoclast_tl.prompts.chat import ChatFormat
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.workspace import open_workspace
-from tests.architectures import ARCHITECTURES, save_architecture
+from tests.architectures import ARCHITECTURES, save_architecture, save_opt
 
 QUICK = [
     "evaluation.max_new_tokens=6",
@@ -32,14 +34,7 @@ TRIED = (
 @pytest.mark.parametrize("name", TRIED)
 def test_a_whole_run(name: str, tmp_path: Path) -> None:
     folder = save_architecture(tmp_path / "model", name)
-    for side, first in (("target", "w1"), ("neutral", "w2")):
-        lines = [f"{first} w{3 + i % 9} w{12 + i % 7} w{20 + i}" for i in range(15)]
-        (tmp_path / f"{side}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    options = {
-        "model": {"name": str(folder)},
-        "prompts": {side: str(tmp_path / f"{side}.txt") for side in ("target", "neutral")},
-        "evaluation": {"markers": sorted(words_said(folder, tmp_path / "target.txt"))},
-    }
+    options = named(tmp_path, folder)
     said: list[str] = []
     with open_workspace(merge(parse_assignments(QUICK), options), None, tmp_path / "run", say=said.append) as workspace:
         results = pipeline.run(workspace)
@@ -49,6 +44,42 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
     assert 0 < fidelity["n_matrices"] <= ARCHITECTURES[name].matrices
     assert fidelity["preview_vs_base"] > 100 * fidelity["preview_vs_merged"]["tolerance"]  # there is an edit to prove
     assert any("cannot be started" in line for line in said) is False
+
+
+def test_attention_alone_is_edited_where_the_mlp_is_not_known(tmp_path: Path) -> None:
+    options = merge(parse_assignments(QUICK), named(tmp_path, save_opt(tmp_path / "model")))
+    with (
+        open_workspace(options, None, tmp_path / "whole") as workspace,
+        pytest.raises(UserError, match="pass --attention-only"),
+    ):
+        pipeline.run(workspace)
+    options = merge(options, parse_assignments(["edit.attention_only=true", "fold.merge=false"]))
+    with open_workspace(options, None, tmp_path / "run") as workspace:
+        results = pipeline.run(workspace)
+    assert results["fidelity"]["ok"]
+    assert 0 < results["fidelity"]["n_matrices"] <= 3
+    assert not any(results["chosen"]["strengths"]["mlp_out"])
+
+
+def test_the_outer_study_asks_nothing_of_experts_that_they_have_not(tmp_path: Path) -> None:
+    options = merge(parse_assignments(QUICK), named(tmp_path, save_architecture(tmp_path / "model", "Mixtral")))
+    outer = ["search.method=outer", "search.n_trials=4", "search.n_startup_trials=2", "search.outer.rounds=1"]
+    with open_workspace(merge(options, parse_assignments(outer)), None, tmp_path / "run") as workspace:
+        results = pipeline.run(workspace)
+    assert results["search"]["trials"] == 4  # none failed
+    assert results["fidelity"]["ok"]
+
+
+def named(place: Path, folder: Path) -> dict[str, Any]:
+    """The model, prompts and markers of what it says."""
+    for side, first in (("target", "w1"), ("neutral", "w2")):
+        lines = [f"{first} w{3 + i % 9} w{12 + i % 7} w{20 + i}" for i in range(15)]
+        (place / f"{side}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "model": {"name": str(folder)},
+        "prompts": {side: str(place / f"{side}.txt") for side in ("target", "neutral")},
+        "evaluation": {"markers": sorted(words_said(folder, place / "target.txt"))},
+    }
 
 
 def words_said(folder: Path, prompts: Path) -> set[str]:
