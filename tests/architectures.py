@@ -13,21 +13,8 @@ from typing import Any
 
 import torch
 
-from tests.conftest import VOCABULARY, make_tokenizer
+from tests.conftest import SIZES, VOCABULARY, make_tokenizer
 
-SIZES: Mapping[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "initializer_range": 0.2,
-}
 GPT2_SIZES: Mapping[str, Any] = {
     "vocab_size": VOCABULARY,
     "n_embd": 24,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,20 @@ import torch
 from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
 
 VOCABULARY = 64
+SIZES: Mapping[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+"""Of tiny random models, as most configurations call them."""
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -46,21 +60,7 @@ def save_llama(folder: Path, seed: int = 0, scale: float = 0.2, **changes: Any) 
     """A random Llama with grouped-query attention and its tokenizer; biases, where it has any, are random too."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    settings: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "initializer_range": scale,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        **changes,
-    }
+    settings = {**SIZES, "head_dim": 8, "initializer_range": scale, **changes}
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**settings))
     with torch.no_grad():

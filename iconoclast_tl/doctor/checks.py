@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iconoclast_tl.directions.geometry import normalize
-from iconoclast_tl.doctor.stream import random_rows, shares_left, stream_tolerance
+from iconoclast_tl.doctor.stream import added, random_rows, shares_left, stream_tolerance
 from iconoclast_tl.edits.edit import Edit, EditConfig, RowNormalization, make_edit
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
@@ -144,8 +144,9 @@ def stream(model: LoadedModel, rows: Sequence[Tokens], components: Collection[Co
     name = "nothing is written along v"
     if set(components) != set(WRITERS):
         return Check(name, None, note="not asked: only a part of what writes is edited")
-    left = shares_left(model, hf_sites(model.hf), post_norm_gains(model.hf), rows)
-    allowed = stream_tolerance(model, rows)
+    base = added(model, rows)
+    left = shares_left(model, hf_sites(model.hf), post_norm_gains(model.hf), rows, base=base)
+    allowed = stream_tolerance(model, base)
     worst = int((left / allowed).argmax())
     return _within(name, float(left[worst]), float(allowed[worst]))
 

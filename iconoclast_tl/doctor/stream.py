@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,12 +31,22 @@ LENGTHS = (8, 3, 5)
 """Tokens of the rows that are asked."""
 
 
+@dataclass(frozen=True)
+class Added:
+    """What the layers add to the stream at the real tokens of some rows."""
+
+    changes: Float[Tensor, "layer token d_model"]
+    sizes: Float[Tensor, "layer"]
+    """Median norm of the stream that they pass on."""
+
+
 def shares_left(
     model: LoadedModel,
     sites: Mapping[Site, HookedModule],
     gains: Mapping[Component, Float[Tensor, "layer d_model"]],
     rows: Sequence[Tokens],
     strength: float = 1.0,
+    base: Added | None = None,
 ) -> Float[Tensor, "layer"]:
     """Of what each layer writes along v, how much an edit of every writer leaves: |vᵀΔ'| / |vᵀΔ|, medians over tokens.
 
@@ -46,21 +57,25 @@ def shares_left(
     vectors = normalize(torch.randn(PROBES, model.d_model, generator=generator))
     strengths: dict[Component, Tensor] = {name: torch.full((model.n_layers,), strength) for name in WRITERS}
     edits = [make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), None, gains) for v in vectors]
-    return torch.stack(shares_of_edits(model, sites, edits, rows)).median(0).values
+    return torch.stack(shares_of_edits(model, sites, edits, rows, base)).median(0).values
 
 
 def shares_of_edits(
-    model: LoadedModel, sites: Mapping[Site, HookedModule], edits: Sequence[Edit], rows: Sequence[Tokens]
+    model: LoadedModel,
+    sites: Mapping[Site, HookedModule],
+    edits: Sequence[Edit],
+    rows: Sequence[Tokens],
+    base: Added | None = None,
 ) -> list[Float[Tensor, "layer"]]:
     """Of what each layer writes along an edit's own directions there, how much the edit leaves: ‖V Δ'‖ / ‖V Δ‖.
 
     Medians over tokens. What earlier edits change in what a layer reads is in it, so that it may be more than 1.
     """
-    (base, _), shares = _changes(model, rows), list[Tensor]()
+    unedited, shares = base or added(model, rows), list[Tensor]()
     for edit in edits:
         with preview(edit, sites):
-            edited, _ = _changes(model, rows)
-        shares.append(_along(edit, edited) / _along(edit, base).clamp(min=1e-30))
+            edited = added(model, rows)
+        shares.append(_along(edit, edited.changes) / _along(edit, unedited.changes).clamp(min=1e-30))
     return shares
 
 
@@ -79,7 +94,8 @@ def require_all_known(
     """Raise `UserError` where a layer still writes along a direction that was taken out of all its known writers."""
     rows = random_rows(model)
     _require_rows_kept(model, sites, rows)
-    left, allowed = shares_left(model, sites, gains, rows), stream_tolerance(model, rows)
+    base = added(model, rows)
+    left, allowed = shares_left(model, sites, gains, rows, base=base), stream_tolerance(model, base)
     over = (left / allowed).nan_to_num(0)  # what is not finite is told elsewhere
     worst = int(over.argmax())
     if float(over[worst]) > 1:
@@ -91,13 +107,12 @@ def require_all_known(
         )
 
 
-def stream_tolerance(model: LoadedModel, rows: Sequence[Tokens]) -> Float[Tensor, "layer"]:
+def stream_tolerance(model: LoadedModel, base: Added) -> Float[Tensor, "layer"]:
     """Largest share that rounding explains: four roundings of the stream against what a layer adds to it.
 
     Not under 1e-4; 1e-7 was measured in float32.
     """
-    changes, sizes = _changes(model, rows)
-    ratio = sizes / changes.norm(dim=-1).median(1).values.clamp(min=1e-30)
+    ratio = base.sizes / base.changes.norm(dim=-1).median(1).values.clamp(min=1e-30)
     allowed: Tensor = (4 * torch.finfo(model.hf.dtype).eps * ratio).clamp(min=1e-4)
     return allowed
 
@@ -140,16 +155,14 @@ def random_rows(model: LoadedModel) -> list[Tokens]:
 
 
 @torch.no_grad()
-def _changes(
-    model: LoadedModel, rows: Sequence[Tokens]
-) -> tuple[Float[Tensor, "layer token d_model"], Float[Tensor, "layer"]]:
-    """What every layer adds to the stream at every real token, and the median size of the stream there."""
+def added(model: LoadedModel, rows: Sequence[Tokens]) -> Added:
+    """One pass over the rows, under whatever hooks are on."""
     batch = left_pad(rows, model.pad_id)
     with _written(model.hf) as found:
         model.hf(**model.inputs(batch), logits_to_keep=1)
     real = batch.attention_mask.bool()
     sizes = torch.stack([after.norm(dim=-1)[real].median() for _, after in found])
-    return torch.stack([written[real] for written, _ in found]), sizes
+    return Added(torch.stack([written[real] for written, _ in found]), sizes)
 
 
 @contextmanager
