@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench-peers bench-costs
+.PHONY: demo test check format bench-peers bench-costs bench-memory
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,3 +36,7 @@ bench-peers: $(INSTALLED)
 # What hooks, batches of candidates and a gradient step cost beside the bare model, in minutes.
 bench-costs: $(INSTALLED)
 	$(BIN)/python -m experiments.costs.bench
+
+# What merging file by file needs of memory; takes 8 GB of the disk for a minute.
+bench-memory: $(INSTALLED)
+	$(BIN)/python -m experiments.memory.bench

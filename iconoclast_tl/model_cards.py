@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from iconoclast_tl.config import Settings
 from iconoclast_tl.directions.directions import load_directions
 from iconoclast_tl.edits.store import load_edit
 from iconoclast_tl.folding.model_card import model_card
 from iconoclast_tl.foundation.storage import write_text
 from iconoclast_tl.report.results import card_recipe
-from iconoclast_tl.workspace import Workspace
+from iconoclast_tl.run_folder import RunFolder
 
 
-def write_cards(workspace: Workspace) -> None:
+def write_cards(folder: RunFolder, settings: Settings) -> None:
     """Put the model card into adapter/ and merged/, where they are, with the results of their edit, if any."""
-    settings, folder, model = workspace.settings, workspace.folder, workspace.model
-    edit, trial = load_edit(folder.edit, model.n_layers, model.d_model)
+    manifest = folder.read_manifest()
+    assert manifest is not None  # a folder with an edit has one
+    n_layers, d_model = manifest["model"]["n_layers"], manifest["model"]["d_model"]
+    edit, trial = load_edit(folder.edit, n_layers, d_model)
     results = folder.read_results()
     measured = results if results.get("evaluated") == {"edit": edit.digest()} else None
-    directions = load_directions(folder.directions, model.n_layers, model.d_model)
+    directions = load_directions(folder.directions, n_layers, d_model)
     recipe = card_recipe(directions, edit, trial, settings.search)
-    recipe |= {"seed": settings.seed, "prompts": _describe(workspace.contrast.counts())}
+    recipe |= {"seed": settings.seed, "prompts": _describe(manifest["splits"])}
     if settings.model.quantization != "none":
         recipe["rates were measured on"] = f"{settings.model.quantization} weights, under the preview"
     for kind, place in (("adapter", folder.adapter), ("merged", folder.merged)):

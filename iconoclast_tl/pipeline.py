@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iconoclast_tl.activations.collect import LastPosition, collect_last_position
 from iconoclast_tl.activations.store import Activations, activation_key, load_activations, save_activations
+from iconoclast_tl.config import Settings
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
 from iconoclast_tl.directions.estimate import estimate_directions
 from iconoclast_tl.directions.separation import best_point, separation
@@ -27,14 +28,17 @@ from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.evaluation.comparison import Change, Compared, compare, response_rows
 from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
 from iconoclast_tl.folding.fold import make_fold
-from iconoclast_tl.folding.merge import merged_model, save_merged
+from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.folding.verification import reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
 from iconoclast_tl.model_cards import write_cards
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import load_model
 from iconoclast_tl.models.sites import WRITERS, Component
+from iconoclast_tl.models.source import base_of_adapter
+from iconoclast_tl.models.stored import skeleton, stored_folder
 from iconoclast_tl.models.twin import Twin, make_twin
 from iconoclast_tl.report.results import provenance, search_part
 from iconoclast_tl.run_folder import RunFolder
@@ -258,15 +262,16 @@ def fold(workspace: Workspace, edit: Edit) -> None:
     with workspace.timed("fold"):
         model = _full_precision(workspace).model
         folded = make_fold(edit, model)
-        merged = merged_model(folded, model) if merge else None
+        source = stored_folder(model.name, workspace.settings.model.revision) if merge else None
+        plan = plan_merge(edit, model.hf, source) if source else None
         save_adapter(folded, model, folder.adapter)
         shutil.rmtree(folder.merged, ignore_errors=True)
-        if merged is not None:
-            save_merged(merged, model, folder.merged)
+        if plan is not None:
+            merge_files(plan, folder.merged, workspace.track)
         target, neutral = workspace.contrast.target.test, workspace.contrast.neutral.test
         rows = [workspace.chat.encode(prompt) for side in (target, neutral) for prompt in side[:VERIFIED_PROMPTS]]
-        reloaded = reload_merged(model, folder.merged) if merge else None
-        fidelity = verify(edit, folded, model, rows, folder.adapter, reloaded)
+        reloaded, dtype = (reload_merged(model, folder.merged), plan.dtype) if plan else (None, None)
+        fidelity = verify(edit, folded, model, rows, folder.adapter, reloaded, merged_dtype=dtype)
     if not fidelity.ok:
         raise RuntimeError(f"the fold is not its preview: {fidelity.to_json()}")
     # Where a post-norm follows, what is left in the matrices is not what is left in the stream.
@@ -274,7 +279,30 @@ def fold(workspace: Workspace, edit: Edit) -> None:
     some = [*rows[:MEASURED_PROMPTS], *rows[-MEASURED_PROMPTS:]]
     left = shares_of_edits(model, sites, [edit], some)[0].tolist() if workspace.gains else None
     folder.update_results(fidelity={"edit": edit.digest(), **fidelity.to_json(), "stream_fraction": left})
-    write_cards(workspace)
+    write_cards(folder, workspace.settings)
+
+
+def merge(folder: RunFolder, settings: Settings, track: Track = silent) -> dict[str, Any]:
+    """The chosen edit of a run as plain weights, file by file: the model is not loaded, and nothing is compared.
+
+    Returns what was done. Raises `UserError` for a folder without a search's edit, and for what `plan_merge` refuses.
+    """
+    manifest = folder.read_manifest()
+    if manifest is None:
+        raise UserError(f"there is no run in {folder.path}", mend="run `search` first")
+    edit, _ = load_edit(folder.edit, manifest["model"]["n_layers"], manifest["model"]["d_model"])
+    name = str(model_folder(settings) or settings.model.name)
+    name = base_of_adapter(name) or name
+    plan = plan_merge(edit, skeleton(name, settings.model), stored_folder(name, settings.model.revision))
+    with folder.locked():
+        left = merge_files(plan, folder.merged, track)
+        write_cards(folder, settings)
+    return {
+        "merged": str(folder.merged),
+        "edit": edit.digest(),
+        "n_matrices": len(plan.parts),
+        "residual_fraction": left,
+    }
 
 
 def _is_folded(folder: RunFolder, edit: Edit, merge: bool) -> bool:
@@ -302,7 +330,7 @@ def evaluate(workspace: Workspace, edit: Edit) -> dict[str, Any]:
     results = workspace.folder.read_results()
     if results.get("evaluated") != what:
         results = _evaluate(workspace, what, lambda: preview(edit, workspace.sites))
-    write_cards(workspace)
+    write_cards(workspace.folder, workspace.settings)
     return results
 
 

@@ -10,8 +10,10 @@ from iconoclast_tl.directions.estimate import DirectionConfig
 from iconoclast_tl.directions.sets import UNFILTERED, DirectionSets, set_name
 from iconoclast_tl.folding.fold import require_carried
 from iconoclast_tl.folding.merge import require_mergeable_bias
+from iconoclast_tl.folding.merge_files import stored_parts
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.stored import stored_folder
 from iconoclast_tl.models.writers import Writer, require_writers
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source
@@ -64,8 +66,11 @@ def require_foldable(workspace: Workspace) -> None:
         )
     _ = workspace.sites  # an architecture whose writers cannot be reached is told here
     require_carried(edited_writers(workspace), settings.edit.affine, settings.edit.row_normalization)
-    if settings.edit.affine and settings.fold.merge:
-        require_mergeable_bias(workspace.model, edited_writers(workspace).values())
+    if settings.fold.merge:
+        model = workspace.model
+        stored_parts(edited_writers(workspace), model.hf, stored_folder(model.name, settings.model.revision))
+        if settings.edit.affine:
+            require_mergeable_bias(model.hf, edited_writers(workspace).values())
 
 
 def _readable(workspace: Workspace) -> SearchConfig:
@@ -101,7 +106,7 @@ def _affine_can_be_kept(workspace: Workspace) -> bool:
     try:
         require_carried(edited_writers(workspace), affine=True, row_normalization="none")
         if workspace.settings.fold.merge:
-            require_mergeable_bias(workspace.model, edited_writers(workspace).values())
+            require_mergeable_bias(workspace.model.hf, edited_writers(workspace).values())
     except UserError:
         return False
     return True

@@ -44,6 +44,7 @@ def random_updates(hf: Any, strengths: Any) -> Any:
     import torch
 
     from iconoclast_tl.edits.updates import SiteUpdate, Updates
+    from iconoclast_tl.models.writers import require_writers
 
     v = torch.nn.functional.normalize(torch.randn(1, 1, hf.config.hidden_size), dim=-1)
     sites = require_writers(hf)

@@ -22,7 +22,8 @@ from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.folding.adapter import save_adapter
 from iconoclast_tl.folding.fold import make_fold, require_carried
-from iconoclast_tl.folding.merge import merged_model, save_merged
+from iconoclast_tl.folding.merge import merged_model
+from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.folding.verification import reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import hf_sites
@@ -30,6 +31,7 @@ from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.post_norm import post_norm_gains
 from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.models.sites import WRITERS, Component, Site
+from iconoclast_tl.models.stored import stored_folder
 from iconoclast_tl.models.twin import Twin, make_twin, parity_tolerance
 from iconoclast_tl.models.writers import require_writers
 from iconoclast_tl.prompts.chat import Tokens, left_pad
@@ -200,7 +202,7 @@ def gradient(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("plai
 def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = True) -> Check:
     """The preview gives the logits of the adapter that peft reloads, and of the merged weights.
 
-    saved: those are reloaded by transformers, too.
+    saved: those are written file by file and reloaded by transformers.
     """
     name, edit = f"fold: {kind.name}", random_edit(model, kind)
     if model.quantization != "none":
@@ -217,10 +219,12 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
             merged = merged_model(made, model)
         except UserError as error:
             note = f"adapter only: {_first(error)}"
+        stored = None
         if merged is not None and saved:
-            save_merged(merged, model, Path(place) / "merged")
-            merged = reload_merged(model, Path(place) / "merged")
-        found = verify(edit, made, model, rows, Path(place) / "adapter", merged)
+            plan = plan_merge(edit, model.hf, stored_folder(model.name))
+            merge_files(plan, Path(place) / "merged")
+            merged, stored = reload_merged(model, Path(place) / "merged"), plan.dtype
+        found = verify(edit, made, model, rows, Path(place) / "adapter", merged, merged_dtype=stored)
     pairs = [pair for pair in (found.preview_vs_adapter, found.preview_vs_merged) if pair is not None]
     worst = max(pairs, key=lambda pair: pair.max_abs_logit_diff)
     tells = found.preview_vs_base > 10 * worst.tolerance

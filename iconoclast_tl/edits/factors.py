@@ -23,6 +23,8 @@ from torch import Tensor
 
 from iconoclast_tl.edits.edit import SiteEdit
 
+COLUMNS = 4096
+"""Of a matrix, looked at together in float64."""
 EXACT_SVD_UP_TO = 1024
 """Smaller side of a matrix up to which `full` takes the exact SVD (a randomised one, seeded, above)."""
 
@@ -70,10 +72,14 @@ def share_left(edit: SiteEdit, weights: Float[Tensor, "expert d_model d_in"], ch
 
     |1 − λ| for an exact edit with one strength; under `pre` and `full` more or less than that.
     """
-    v = edit.directions.double().to(weights.device)
-    before = v @ weights.detach().double()
-    added = [(v @ change.b.double()) @ change.a.double() for change in changes]
-    return float((before + torch.stack(added)).norm() / before.norm().clamp(min=1e-300))
+    v, before, after = edit.directions.double().to(weights.device), list[Tensor](), list[Tensor]()
+    for weight, change in zip(weights.detach(), changes, strict=True):
+        kept = v @ change.b.double()
+        # By columns: a float64 copy of a whole matrix would be what a fold needs most memory for.
+        for columns, a in zip(torch.split(weight, COLUMNS, 1), torch.split(change.a, COLUMNS, 1), strict=True):
+            before.append((v @ columns.double()).norm())
+            after.append((v @ columns.double() + kept @ a.double()).norm())
+    return float(torch.stack(after).norm() / torch.stack(before).norm().clamp(min=1e-300))
 
 
 def _bias_change(edit: SiteEdit, bias: Tensor | None, like: Tensor) -> Tensor | None:

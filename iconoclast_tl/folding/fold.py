@@ -70,9 +70,16 @@ class Fold:
 def make_fold(edit: Edit, model: LoadedModel) -> Fold:
     """Factors of `edit` for every matrix it touches; sites with strength 0 are left out.
 
-    Raises `UserError` for an edit of scope `stream` (o_proj and down_proj cannot do what it does), one that edits
-    nothing, quantised weights, and what experts cannot carry (`require_dense_where_needed`).
+    Raises `UserError` for what cannot be folded (`require_foldable`), quantised weights, and what experts cannot carry
+    (`require_carried`).
     """
+    require_foldable(edit)
+    writers = require_writers(model.hf, edit.components)
+    return Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
+
+
+def require_foldable(edit: Edit) -> None:
+    """Raise `UserError` for an edit of scope `stream` (o_proj and down_proj cannot do what it does) or of nothing."""
     if edit.scope == "stream":
         raise UserError(
             "an edit of scope stream cannot be folded",
@@ -81,8 +88,6 @@ def make_fold(edit: Edit, model: LoadedModel) -> Fold:
         )
     if not edit.sites:
         raise UserError("the edit has no strength other than zero", want="something to fold")
-    writers = require_writers(model.hf, edit.components)
-    return Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
 
 
 def require_carried(writers: Mapping[Site, Writer], affine: bool, row_normalization: str) -> None:

@@ -17,6 +17,7 @@ from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.folding.adapter import loaded_adapter
 from iconoclast_tl.folding.fold import Fold
+from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
@@ -47,6 +48,8 @@ class Fidelity:
     preview_vs_adapter: Agreement
     preview_vs_merged: Agreement | None
     """None where no merged weights were asked for."""
+    merged_dtype: str | None
+    """In which those are stored."""
     preview_vs_base: float
     """Largest logit difference that the edit makes: what the agreements are small against."""
     residual_fraction: Mapping[str, float]
@@ -68,6 +71,7 @@ class Fidelity:
             "n": self.n,
             "preview_vs_adapter": self.preview_vs_adapter.to_json(),
             "preview_vs_merged": self.preview_vs_merged.to_json() if self.preview_vs_merged else None,
+            "merged_dtype": self.merged_dtype,
             "preview_vs_base": self.preview_vs_base,
             "n_matrices": self.n_matrices,
             "residual_fraction": dict(self.residual_fraction),
@@ -82,14 +86,18 @@ def verify(
     adapter: Path,
     merged: Any | None,
     batch_size: int = 32,
+    merged_dtype: torch.dtype | None = None,
 ) -> Fidelity:
     """Compare logits at every position of `rows` under the preview with those of what was folded.
 
     The adapter is reloaded from its folder by `peft`. merged: a model of the merged weights; one from `reload_merged`
-    makes saving part of the proof.
+    makes saving part of the proof. merged_dtype: in which they were stored. Where that is narrower than the model's,
+    what rounding to it does to the logits is measured (on merged weights in memory, with it and without), and allowed.
     """
-    pairs = ("adapter", "merged", "base")
+    pairs = ("adapter", "merged", "base", "rounding")
     found: dict[str, list[float]] = {name: [] for name in (*pairs, "scale")}
+    narrower = merged_dtype is not None and merged_dtype.itemsize < model.hf.dtype.itemsize
+    exact, rounded = (merged_model(fold, model, dtype) if narrower else None for dtype in (None, merged_dtype))
 
     def compare(batch: TokenBatch) -> None:
         inputs, real = model.inputs(batch), batch.attention_mask.bool()
@@ -101,6 +109,8 @@ def verify(
             found["adapter"].append(_difference(expected, _logits(wrapped, inputs, real)))
         if merged is not None:
             found["merged"].append(_difference(expected, _logits(merged, inputs, real)))
+        if narrower:
+            found["rounding"].append(_difference(_logits(exact, inputs, real), _logits(rounded, inputs, real)))
 
     over_batches(compare, rows, model.pad_id, batch_size)
     # Not max(): it would pass over a NaN, and a comparison that gave NaN is no agreement.
@@ -108,7 +118,8 @@ def verify(
     tolerance = fidelity_tolerance(model.hf.dtype, largest["scale"], largest["base"])
     return Fidelity(
         Agreement(largest["adapter"], tolerance),
-        Agreement(largest["merged"], tolerance) if merged is not None else None,
+        Agreement(largest["merged"], tolerance + largest.get("rounding", 0.0)) if merged is not None else None,
+        str(merged_dtype or model.hf.dtype).removeprefix("torch.") if merged is not None else None,
         largest["base"],
         fold.residual_fraction,
         fold.n_matrices,

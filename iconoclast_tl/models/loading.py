@@ -123,7 +123,7 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
         name = base
     require_complete_folder(name)
     device = _device(config)
-    kind = _load_config(name, config)
+    kind = load_config(name, config)
     require_causal(name, kind, config.quantization)
     for dtype in _dtype_chain(config, device):
         hf = _load_weights(name, config, dtype, device, kind)
@@ -170,7 +170,8 @@ def _dtype_chain(config: ModelConfig, device: str) -> list[str]:
     return ["float32"] if device == "cpu" else ["bfloat16", "float16", "float32"]
 
 
-def _load_config(name: str, config: ModelConfig) -> Any:
+def load_config(name: str, config: ModelConfig) -> Any:
+    """What config.json says, as transformers reads it; `UserError` where it cannot."""
     from transformers import AutoConfig
 
     try:

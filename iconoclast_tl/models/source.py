@@ -9,6 +9,8 @@ from typing import Any
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""A model in one file, and what says which tensor is in which of several."""
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 DEQUANTISED = ("mxfp4",)
@@ -72,8 +74,8 @@ def _require_shards(name: str, path: Path) -> None:
     """Every tensor that the index names must be in its shard: transformers only looks which files there are."""
     from safetensors import SafetensorError, safe_open
 
-    index = path / "model.safetensors.index.json"
-    if not index.is_file() or (path / "model.safetensors").is_file():  # one file is taken before an index
+    index = path / INDEX
+    if not index.is_file() or (path / SINGLE).is_file():  # one file is taken before an index
         return
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

@@ -48,18 +48,22 @@ def fidelity_table(fidelity: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for key, label in (
         ("preview_vs_adapter", "preview = adapter"),
-        ("preview_vs_merged", "preview = merged"),
+        ("preview_vs_merged", f"preview = merged, {fidelity['merged_dtype']}"),
     ):
         if fidelity[key]:
             row = fidelity[key]
             table.add_row(label, f"{row['max_abs_logit_diff']:.2e}", f"{row['tolerance']:.0e}", _yes(row["ok"]))
     table.add_row("preview ≠ base", f"{fidelity['preview_vs_base']:.2e}", "", "")
-    shares = list(fidelity["residual_fraction"].values())
-    edited = f"{fidelity['n_matrices']} matrices edited"
-    table.caption = f"{edited}; share of the direction left in them: {min(shares):.3f} to {max(shares):.3f}"
+    table.caption = edited_line(fidelity)
     if stream := fidelity.get("stream_fraction"):
         table.caption += f"; in what layers add to the stream: {min(stream):.3f} to {max(stream):.3f}"
     return table
+
+
+def edited_line(edited: Mapping[str, Any]) -> str:
+    """How many matrices were edited, and how much of the direction they keep."""
+    shares, n = list(edited["residual_fraction"].values()), edited["n_matrices"]
+    return f"{n} matrices edited; share of the direction left in them: {min(shares):.3f} to {max(shares):.3f}"
 
 
 def directions_table(rows: Iterable[Mapping[str, Any]]) -> Table:

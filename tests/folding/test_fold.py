@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
 from iconoclast_tl.folding.fold import make_fold
-from iconoclast_tl.folding.merge import merged_model, save_merged
+from iconoclast_tl.folding.merge import merged_model
+from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.folding.verification import Fidelity, reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
@@ -27,7 +29,7 @@ Load = Callable[..., LoadedModel]
 def folded(model: LoadedModel, edit: Edit, rows: list[list[int]], place: Path) -> Fidelity:
     fold = make_fold(edit, model)
     save_adapter(fold, model, place / "adapter")
-    save_merged(merged_model(fold, model), model, place / "merged")
+    merge_files(plan_merge(edit, model.hf, Path(model.name)), place / "merged")
     return verify(edit, fold, model, rows, place / "adapter", reload_merged(model, place / "merged"), batch_size=3)
 
 
@@ -177,6 +179,28 @@ def test_half_precision_weights_agree_within_their_own_rounding(
     found = folded(load(llama_folder, "bfloat16"), random_edit(), rows, tmp_path)
     assert found.ok
     assert found.preview_vs_adapter.tolerance > 1e-4  # and it is stated
+
+
+def test_files_in_half_precision_are_allowed_their_own_rounding_and_no_more(
+    tmp_path: Path, load: Load, rows: list[list[int]]
+) -> None:
+    folder = save_llama(tmp_path / "base")
+    halved = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(halved, folder / "model.safetensors", {"format": "pt"})
+    model, edit = load(folder), random_edit()
+    plan, fold = plan_merge(edit, model.hf, folder), make_fold(edit, model)
+    save_adapter(fold, model, tmp_path / "adapter")
+    merge_files(plan, tmp_path / "merged")
+    merged = reload_merged(model, tmp_path / "merged")
+    found = verify(edit, fold, model, rows, tmp_path / "adapter", merged, merged_dtype=plan.dtype)
+    assert found.ok
+    assert found.preview_vs_merged is not None
+    assert 1e-4 < found.preview_vs_merged.max_abs_logit_diff < found.preview_vs_merged.tolerance < 1e-1
+    assert found.preview_vs_adapter.tolerance == 1e-4
+    slightly = merge_files(plan_merge(scaled(edit, 1.005), model.hf, folder), tmp_path / "wrong")
+    assert slightly
+    wrong = reload_merged(model, tmp_path / "wrong")
+    assert not verify(edit, fold, model, rows, tmp_path / "adapter", wrong, merged_dtype=plan.dtype).ok
 
 
 def test_half_precision_still_tells_a_wrong_adapter(

@@ -1,0 +1,152 @@
+"""Where a model's parameters lie in its safetensors files: read one by one, and overwritten in place in a copy.
+
+Files do not always hold what a model holds. Names differ by a prefix or by what an older version called them, and the
+experts that a model fuses into one parameter are often stored one by one. transformers knows how it reads them; here
+its renaming says which tensors of the files are which parameter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.loading import ModelConfig, load_config
+from iconoclast_tl.models.source import INDEX, SINGLE, require_causal, require_complete_folder
+
+_DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""What safetensors calls the dtypes that can be edited."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file."""
+
+    file: str
+    """Name of the file in the model's folder."""
+    name: str
+    """Its name there."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte in the file."""
+
+    def read(self, folder: Path, index: int | None = None) -> Tensor:
+        """Its values in the file of this name in `folder`; of one entry of its first axis where `index` is given."""
+        from safetensors import safe_open
+
+        with safe_open(folder / self.file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(self.name) if index is None else file.get_slice(self.name)[index]
+        return tensor
+
+    def write(self, folder: Path, values: Tensor, index: int | None = None) -> None:
+        """Put `values` in its place in the file of this name in `folder`, a copy of the one that was looked at."""
+        shape = self.shape if index is None else self.shape[1:]
+        if values.dtype != self.dtype or tuple(values.shape) != shape:
+            raise ValueError(f"{self.name}: got {values.dtype} {tuple(values.shape)}, want {self.dtype} {shape}")
+        data = values.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        with (folder / self.file).open("r+b") as file:
+            file.seek(self.offset + (index or 0) * data.nbytes)
+            file.write(data)
+
+
+def stored_parameters(hf: Any, folder: Path) -> dict[str, tuple[StoredTensor, ...]]:
+    """The stored tensors of every parameter of `hf`, by its path: one, or one for every expert that is fused in it.
+
+    Parameters that are stored in other ways (put together from parts, turned round) and dtypes other than 16, 32 and
+    64 bit floats are left out.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    transforms = get_model_conversion_mapping(hf)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    parameters, prefix = dict(hf.state_dict()), hf.base_model_prefix
+    found: dict[str, list[StoredTensor]] = {}
+    for tensor in sorted(_tensors(folder), key=lambda tensor: dot_natural_key(tensor.name)):
+        path, pattern = rename_source_key(tensor.name, renamings, converters, prefix, parameters)
+        if path not in parameters and tensor.name in parameters:
+            path, pattern = tensor.name, None
+        if pattern is None or _only_stacks(by_pattern[pattern]):
+            found.setdefault(path, []).append(tensor)
+    return {path: tuple(tensors) for path, tensors in found.items() if path in parameters}
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that hold a model's weights."""
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def stored_folder(name: str, revision: str | None = None) -> Path:
+    """The folder that holds a model's files: itself, or where the hub's were put, fetched if need be.
+
+    Raises `UserError` for a hub id that cannot be had.
+    """
+    place = Path(name).expanduser()
+    if place.is_dir():
+        return place
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot have the files of {name}", got=line, want="a folder or a hub id") from error
+
+
+def skeleton(name: str, config: ModelConfig) -> Any:
+    """The model of a folder or hub id without its weights (on the device `meta`): its modules, names and shapes.
+
+    Raises `UserError` for what `load_model` raises it for, as far as that can be told without weights.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    require_complete_folder(name)
+    kind = load_config(name, config)
+    require_causal(name, kind)
+    with init_empty_weights(include_buffers=True):
+        hf = AutoModelForCausalLM.from_config(kind, trust_remote_code=config.trust_remote_code)
+    return hf.eval().requires_grad_(False)
+
+
+def _tensors(folder: Path) -> list[StoredTensor]:
+    return [tensor for file in weight_files(folder) for tensor in _tensors_of(folder, file)]
+
+
+def _tensors_of(folder: Path, file: str) -> list[StoredTensor]:
+    """Of one file: eight bytes that say how long the header is, the header in JSON, then the tensors' bytes."""
+    with (folder / file).open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    return [
+        StoredTensor(file, name, _DTYPES[about["dtype"]], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        for name, about in header.items()
+        if name != "__metadata__" and about["dtype"] in _DTYPES
+    ]
+
+
+def _only_stacks(converter: Any) -> bool:
+    """Whether tensors are stacked along a new first axis and nothing else."""
+    from transformers.core_model_loading import MergeModulelist
+
+    operations = converter.operations
+    single = len(converter.source_patterns) == len(converter.target_patterns) == len(operations) == 1
+    return single and isinstance(operations[0], MergeModulelist) and operations[0].dim == 0
