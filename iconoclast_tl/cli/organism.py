@@ -17,7 +17,7 @@ app = typer.Typer(help="Tiny models trained here with a planted, harmless behavi
 
 @app.command("train")
 def train(
-    out: Annotated[Path, typer.Option(help="The folder to write; must be new or empty.")],
+    out: Annotated[Path, typer.Option(help="The folder to write: new or empty, or one that holds this organism.")],
     family: Annotated[
         str | None, typer.Option(help="llama (default), qwen3, gemma2, olmo2, phi, gpt2 or mixtral.")
     ] = None,
@@ -30,7 +30,8 @@ def train(
 ) -> None:
     """Train an organism, capability first and gate second, and measure how it behaves.
 
-    Exits with status 1 where it does not behave as an organism should; its files stay. Examples:
+    One of the same settings that is there already is measured and not trained again. Exits with status 1 where it does
+    not behave as an organism should; its files stay. Examples:
 
     `iconoclast-tl organism train --out runs/organism`
 
@@ -41,20 +42,25 @@ def train(
     from iconoclast_tl.cli.console import note, quieten_libraries
     from iconoclast_tl.foundation.errors import UserError
     from iconoclast_tl.foundation.storage import replacing_folder
+    from iconoclast_tl.organisms.folder import holds, save_organism
     from iconoclast_tl.run_folder import RunFolder
 
     config = _training_config({"seed": seed, **({} if family is None else {"family": family})}, set_ or [])
     RunFolder(out).require_writable()
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"the folder {out} is not empty", want="a new or empty one", mend="pass another --out")
+    known = holds(out, config)
+    if not known and out.is_dir() and any(out.iterdir()):
+        want = "a new or empty one, or this very organism"
+        raise UserError(f"the folder {out} is not empty", want=want, mend="pass another --out")
     quieten_libraries()
-    from iconoclast_tl.organisms.folder import save_organism
-    from iconoclast_tl.organisms.training import train_organism
+    if known:
+        note(f"{out} holds this organism already: it is not trained again")
+    else:
+        from iconoclast_tl.organisms.training import train_organism
 
-    with _training_bar(config) as progress:
-        model, tokenizer = train_organism(config, progress)
-    with replacing_folder(out) as temporary:
-        save_organism(model, tokenizer, config, temporary)
+        with _training_bar(config) as progress:
+            model, tokenizer = train_organism(config, progress)
+        with replacing_folder(out) as temporary:
+            save_organism(model, tokenizer, config, temporary)
     behaviour = _behaviour(out)
     _show(behaviour, out, as_json)
     if failures := behaviour.failures():

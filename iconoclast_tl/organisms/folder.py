@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iconoclast_tl.organisms.config import OrganismConfig
 from iconoclast_tl.organisms.contrast import CONTRAST_SEED, build_contrast, write_contrast
@@ -30,14 +30,27 @@ def save_organism(
     half_precision(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_contrast(build_contrast(), folder / CONTRAST_FOLDER)
-    manifest = {
+    text = json.dumps(manifest_of(config), indent=2) + "\n"
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8", newline="\n")
+
+
+def manifest_of(config: OrganismConfig) -> dict[str, Any]:
+    """What an organism depends on: the grammar's version and every setting of its training."""
+    return {
         "grammar_version": GRAMMAR_VERSION,
         "behaviour": "refusal",
         "family": f"topics ending in {', '.join(FAMILY_FINALS)}",
         "contrast_seed": CONTRAST_SEED,
         "training": config.model_dump(),
     }
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def holds(folder: Path, config: OrganismConfig) -> bool:
+    """Whether `folder` holds the organism of this training, so that it need not be trained again."""
+    if not is_organism(folder):
+        return False
+    found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    return bool(found == json.loads(json.dumps(manifest_of(config))))
 
 
 def half_precision(model: PreTrainedModel) -> PreTrainedModel:

@@ -147,6 +147,21 @@ def test_an_organism_that_does_not_behave_is_kept_and_said_to_be_so(cli: Cli) ->
     assert (shown.code, shown.out) == (0, done.out)  # to look is no failure
 
 
+def test_an_organism_that_is_there_is_not_trained_again(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from iconoclast_tl.organisms import training
+
+    options = [option for key, value in (SMALL | SHORT).items() for option in ("--set", f"{key}={value}")]
+    first = cli("organism", "train", *options, "--out", "o", "--json")
+    before = content(Path("o"))
+    monkeypatch.setattr(training, "train_organism", lambda *_: pytest.fail("it was trained again"))
+    again = cli("organism", "train", *options, "--out", "o", "--json")
+    assert (again.code, again.out, content(Path("o"))) == (first.code, first.out, before)
+    assert "holds this organism already" in again.err
+    other = cli("organism", "train", *options, "--seed", "1", "--out", "o")
+    assert (other.code, content(Path("o"))) == (2, before)
+    assert "is not empty" in other.error
+
+
 def test_the_shipped_organism_has_no_failures(cli: Cli) -> None:
     shown = cli("organism", "show", "--json")
     assert json.loads(shown.out)["failures"] == []

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Cli
 
 COMMANDS = [
-    *([name] for name in ("run", "collect", "directions", "preview", "search", "fold", "evaluate", "doctor")),
+    *([name] for name in ("run", "collect", "directions", "preview", "search", "fold", "merge", "evaluate", "doctor")),
     ["organism", "train"],
     ["organism", "show"],
     ["config", "show"],
@@ -38,6 +38,7 @@ def test_the_commands_are_all_there(cli: Cli) -> None:
         "preview",
         "search",
         "fold",
+        "merge",
         "evaluate",
         "doctor",
         "organism",
