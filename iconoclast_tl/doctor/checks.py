@@ -36,7 +36,7 @@ from iconoclast_tl.models.twin import Twin, make_twin, parity_tolerance
 from iconoclast_tl.models.writers import require_writers
 from iconoclast_tl.prompts.chat import Tokens, left_pad
 
-NEW_TOKENS = 8
+NEW_TOKENS = 5
 FULL_PRECISION = "not asked: folds are made of the full-precision weights; check those"
 STEPS = (1e-2, 3e-3, 1e-3)
 """Of λ in finite differences; the best counts, since a larger one may send a token to another expert."""
@@ -62,15 +62,22 @@ class Kind:
     components: tuple[Component, ...] = WRITERS
     affine: bool = False
     row_normalization: RowNormalization = "none"
+    n_layers: int | None = 3
+    """How many are edited, evenly spaced, since a layer is edited like any other; None: all."""
+
+    def layers(self, of: int) -> list[int]:
+        """Those of a model's that are edited."""
+        n = min(self.n_layers or of, of)
+        return [(2 * index + 1) * of // (2 * n) for index in range(n)]
 
 
 KINDS = (
     Kind("attention", ("attn_out",)),
     Kind("MLP", ("mlp_out",)),
-    Kind("plain"),
+    Kind("plain", n_layers=None),
     Kind("affine", affine=True),
     Kind("rows pre", row_normalization="pre"),
-    Kind("rows full", row_normalization="full"),
+    Kind("rows full", row_normalization="full", n_layers=1),  # singular values take long
 )
 
 
@@ -97,7 +104,7 @@ def examine(
         lambda: candidates(model, rows, plain),
         lambda: gradient(model, rows, plain),
         *(partial(fold, model, rows, kind, saved) for kind in kinds),
-        lambda: generation(model, rows, plain),
+        lambda: generation(model, rows, replace(plain, n_layers=3)),
         lambda: pristine(model, rows, before),
     ]
 
@@ -107,12 +114,13 @@ def _both(some: Collection[Component], others: Collection[Component]) -> list[Co
 
 
 def random_edit(model: LoadedModel, kind: Kind = Kind("plain"), seed: int = 1) -> Edit:
-    """An edit of this kind by random directions and strengths from 0.3 to 1.2, another in every layer."""
+    """An edit of this kind by random directions and strengths from 0.3 to 1.2, another in every edited layer."""
     generator = torch.Generator().manual_seed(seed)
     n_layers, width = model.n_layers, model.d_model
     directions = normalize(torch.randn(1, n_layers, width, generator=generator))
     drawn = {name: 0.3 + 0.9 * torch.rand(n_layers, generator=generator) for name in WRITERS}
-    strengths = {name: values * (name in kind.components) for name, values in drawn.items()}
+    edited = torch.zeros(n_layers).index_fill(0, torch.tensor(kind.layers(n_layers)), 1.0)
+    strengths = {name: values * edited * (name in kind.components) for name, values in drawn.items()}
     means = {name: torch.randn(n_layers, width, generator=generator) for name in WRITERS}
     config = EditConfig(affine=kind.affine, row_normalization=kind.row_normalization)
     return make_edit(directions, strengths, config, means, post_norm_gains(model.hf))

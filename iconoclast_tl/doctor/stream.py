@@ -27,7 +27,7 @@ from iconoclast_tl.prompts.chat import Tokens, left_pad
 
 PROBES = 3
 """Random directions that are tried."""
-LENGTHS = (8, 3, 5)
+LENGTHS = (5, 2, 3)
 """Tokens of the rows that are asked."""
 
 

@@ -77,8 +77,9 @@ def share_left(edit: SiteEdit, weights: Float[Tensor, "expert d_model d_in"], ch
         kept = v @ change.b.double()
         # By columns: a float64 copy of a whole matrix would be what a fold needs most memory for.
         for columns, a in zip(torch.split(weight, COLUMNS, 1), torch.split(change.a, COLUMNS, 1), strict=True):
-            before.append((v @ columns.double()).norm())
-            after.append((v @ columns.double() + kept @ a.double()).norm())
+            along = v @ columns.double()
+            before.append(along.norm())
+            after.append((along + kept @ a.double()).norm())
     return float(torch.stack(after).norm() / torch.stack(before).norm().clamp(min=1e-300))
 
 
