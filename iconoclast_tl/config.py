@@ -193,13 +193,14 @@ def _validate(merged: Nested, sources: Sequence[tuple[str, Mapping[str, Any]]]) 
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
+        first, key = error.errors()[0], _key_of(error.errors()[0]["loc"])
         place = next((f" ({name})" for name, values in sources if _holds(values, key)), "")
         if first["type"] == "extra_forbidden":
             raise UserError(f"unknown setting {key}{place}", want=_siblings(key), mend="see `config show`") from error
-        got, want = repr(first["input"]), expectation(first["msg"])
-        raise UserError(f"the setting {key}{place} does not fit", got=got, want=want) from error
+        # A setting that may be of several kinds fails at every one of them.
+        wants = [expectation(one["msg"]) for one in error.errors() if _key_of(one["loc"]) == key]
+        got = repr(first["input"])
+        raise UserError(f"the setting {key}{place} does not fit", got=got, want=" or ".join(wants)) from error
 
 
 def _holds(values: Any, key: str) -> bool:
@@ -211,9 +212,13 @@ def _holds(values: Any, key: str) -> bool:
     return True
 
 
+def _key_of(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if not _is_union_tag(part))
+
+
 def _is_union_tag(part: int | str) -> bool:
     """Pydantic names the member of a union (`tuple[str, ...]`) as if it were a key."""
-    return isinstance(part, int) or part in ("str", "bool") or "[" in part
+    return isinstance(part, int) or part in ("str", "bool", "constrained-int") or "[" in part
 
 
 def _siblings(key: str) -> str:

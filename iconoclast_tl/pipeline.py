@@ -82,7 +82,7 @@ def collect(workspace: Workspace) -> Activations:
                     workspace.model,
                     twin,
                     workspace.questions(prompts).rows,
-                    workspace.settings.activations.batch_size,
+                    workspace.rows_at_once(workspace.settings.activations.batch_size),
                     workspace.track,
                     f"collect {side} {split}",
                 )

@@ -20,13 +20,14 @@ from iconoclast_tl.evaluation.suite import Judge, Questions, encode
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import write_json
+from iconoclast_tl.models.batch_size import MOST, BatchSize, fitting
 from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.loading import LoadedModel, load_model
 from iconoclast_tl.models.post_norm import Gains, post_norm_gains
 from iconoclast_tl.models.sites import Component, Site
 from iconoclast_tl.organisms.folder import CONTRAST_FOLDER, is_organism, shipped_folder
 from iconoclast_tl.organisms.grammar import judge
-from iconoclast_tl.prompts.chat import ChatFormat
+from iconoclast_tl.prompts.chat import ChatFormat, Tokens
 from iconoclast_tl.prompts.contrast import ContrastSet, PromptConfig, load_contrast_set
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.run_folder import RunFolder, make_manifest
@@ -79,20 +80,45 @@ class Workspace:
         suite = {side: self.questions(getattr(splits, split)[:at_most]) for side, splits in sets.items()}
         if split == "test" and self.contrast.borderline:
             suite["borderline"] = self.questions(self.contrast.borderline)
-        return Baseline(self.model, suite, self.settings.evaluation, self.track)
+        config = self.settings.evaluation
+        config = config.model_copy(update={"batch_size": self.rows_at_once(config.batch_size)})
+        return Baseline(self.model, suite, config, self.track)
 
     @cached_property
     def val(self) -> Baseline:
         """The unedited model on the val prompts, which preview and search share."""
         return self.asked("val")
 
+    def rows_at_once(self, asked: BatchSize) -> int:
+        """What a setting says of the batch size, or what memory has room for."""
+        return self._room if asked == "auto" else asked
+
+    @cached_property
+    def _room(self) -> int:
+        """Measured when it is first needed; what a run began with it keeps, since batches round differently."""
+        known = (self.folder.read_manifest() or {}).get("batch_size")
+        if known is not None:
+            return int(known)
+        evaluation = self.settings.evaluation
+        longest = max(len(row) for rows in self._tokens for row in rows) + evaluation.max_new_tokens
+        fit = fitting(self.model, longest, evaluation.kl_length, self.track)
+        if fit.bytes_per_row is not None and fit.rows < MOST:
+            row, free = fit.bytes_per_row / 1e6, (fit.free or 0) / 1e9
+            self.say(f"batches of {fit.rows}: a row takes {row:.0f} MB, {free:.1f} GB are free")
+        self.remember(batch_size=fit.rows)
+        return fit.rows
+
+    @cached_property
+    def _tokens(self) -> list[tuple[Tokens, ...]]:
+        """The token rows of every prompt of every split."""
+        splits = (self.contrast.target, self.contrast.neutral)
+        sets = [prompts for side in splits for prompts in (side.train, side.val, side.test)]
+        return [self.questions(prompts).rows for prompts in (*sets, self.contrast.borderline)]
+
     @cached_property
     def tokens_digest(self) -> str:
         """SHA-256 over the token rows of every prompt: what tokenizer, template and system message make of them."""
-        splits = (self.contrast.target, self.contrast.neutral)
-        sets = [prompts for side in splits for prompts in (side.train, side.val, side.test)]
-        rows = [self.questions(prompts).rows for prompts in (*sets, self.contrast.borderline)]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._tokens).encode()).hexdigest()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

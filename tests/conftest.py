@@ -74,6 +74,12 @@ def save_llama(folder: Path, seed: int = 0, scale: float = 0.2, **changes: Any) 
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered from one test to another, nor in the caller's home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain Llama on disk."""

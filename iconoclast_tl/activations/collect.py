@@ -18,13 +18,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
 from iconoclast_tl.activations.statistics import ActivationStats, ResidualStats
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
+from iconoclast_tl.models.batch_size import BatchSize
 from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
@@ -37,8 +37,8 @@ from iconoclast_tl.prompts.chat import TokenBatch, Tokens
 class ActivationConfig(StageConfig):
     """How activations are collected."""
 
-    batch_size: Annotated[int, Changeable] = Field(32, ge=1)
-    """Prompts in one forward pass; halved by itself where memory runs out."""
+    batch_size: Annotated[BatchSize, Changeable] = "auto"
+    """Prompts in one forward pass, `auto`: as memory has room for (measured). Halved by itself where it runs out."""
     through: Annotated[Literal["modules", "bridge"], Changeable] = "modules"
     """Read hook points on the Hugging Face modules, or on a TransformerLens bridge (seconds slower to start; equal)."""
 

@@ -20,6 +20,7 @@ from iconoclast_tl.evaluation.metrics.markers import MarkerSet, Match, marker_se
 from iconoclast_tl.evaluation.metrics.rate import Rate, rate
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
+from iconoclast_tl.models.batch_size import UNMEASURED, BatchSize
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.prompts.chat import ChatFormat, Tokens, require_context
 from iconoclast_tl.prompts.prompt import Prompt
@@ -39,8 +40,13 @@ class EvaluationConfig(StageConfig):
     """The response budget; it belongs to every rate."""
     kl_tokens: int = Field(16, ge=1)
     """Tokens of the base's own continuation over which the sequence KL is averaged; never more than the budget."""
-    batch_size: Annotated[int, Changeable] = Field(128, ge=1)
-    """Prompts in one forward pass; halved by itself where memory runs out."""
+    batch_size: Annotated[BatchSize, Changeable] = "auto"
+    """Prompts in one forward pass, `auto`: as memory has room for (measured). Halved by itself where it runs out."""
+
+    @property
+    def rows(self) -> int:
+        """Prompts in one forward pass; where that is `auto` and nobody has measured, a small number."""
+        return UNMEASURED if self.batch_size == "auto" else self.batch_size
 
     @property
     def kl_length(self) -> int:
@@ -112,7 +118,7 @@ def respond(
 ) -> dict[str, list[Response]]:
     """Greedy responses to every set of the suite, generated together."""
     rows = [row for questions in suite.values() for row in questions.rows]
-    responses = iter(generate(model, rows, config.max_new_tokens, config.batch_size, track, "generate"))
+    responses = iter(generate(model, rows, config.max_new_tokens, config.rows, track, "generate"))
     return {name: [next(responses) for _ in questions.rows] for name, questions in suite.items()}
 
 

@@ -35,7 +35,7 @@ class FirstTokens:
 def first_tokens(base: Baseline, named: Sequence[str]) -> FirstTokens:
     """Find them, or take those that are named; no hooks may be on."""
     model, before = base.model, base.continuations.first_log_probs
-    after = _first_log_probs(model, base.suite["target"], base.config.batch_size)
+    after = _first_log_probs(model, base.suite["target"], base.config.rows)
     ids = _named(model, named) if named else rising_tokens(after, before)
     if not len(ids):
         return FirstTokens(ids, (), 0.5)

@@ -141,7 +141,7 @@ class Objective:
             base.model,
             [base.suite[name].rows[prompt] for _, prompt in asked],
             base.config.max_new_tokens,
-            base.config.batch_size,
+            base.config.rows,
             lanes=Lanes(assigned, [c for c, _ in asked]),
             decided=self._behaviour.found_in,
         )

@@ -89,7 +89,7 @@ class Proxy:
             self.base.model,
             self.target.rows,
             self.base.config.max_new_tokens,
-            self.base.config.batch_size,
+            self.base.config.rows,
             decided=self._behaviour.found_in,
         )
         shows = [self._behaviour.found_in(response.text) for response in said]
@@ -107,7 +107,7 @@ class Proxy:
         fed = [(*path, self.base.model.pad_id) for _, path in self._layout.rows]  # the last token is predicted, not fed
         prompts = [self.target.rows[prompt] for prompt, _ in self._layout.rows]
         forced = force(prompts, fed, max(len(path) for path in fed), self.base.model.pad_id)
-        self._forced: Forced = entered(self.base.model, forced, self._layer, self.base.config.batch_size)
+        self._forced: Forced = entered(self.base.model, forced, self._layer, self.base.config.rows)
 
     def _sort(self, prompt: int | None, response: Response) -> bool:
         """Take note of a response; whether it told anything new."""

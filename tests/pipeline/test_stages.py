@@ -19,6 +19,7 @@ import torch
 from iconoclast_tl import pipeline
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.batch_size import Fit
 from iconoclast_tl.models.twin import Parity
 from iconoclast_tl.search.objective import Objective
 from iconoclast_tl.search.pareto import Candidate
@@ -83,6 +84,29 @@ def test_a_whole_run_writes_results_that_say_what_was_done(
     assert all((row["train"] is None) == ("search.method=outer" not in changes) for row in results["pareto"])
     assert "answered_rate" not in results["base"]  # only an organism's truth is known
     assert not [m for m in workspace.model.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_a_run_keeps_the_batch_size_that_was_measured_for_it(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measured(model: Any, length: int, kept: int, track: Any) -> Fit:
+        asked.append((length, kept))
+        return Fit(4, 2e6, 10**8)
+
+    monkeypatch.setattr("iconoclast_tl.workspace.fitting", measured)
+    for _ in range(2):
+        with opened(options, tmp_path / "run") as workspace:
+            pipeline.collect(workspace)
+            assert workspace.val.config.rows == 4
+            assert workspace.rows_at_once(7) == 7
+    longest = max(len(row) for row in workspace.val.suite["target"].rows)
+    assert asked == [(longest + 6, 4)]
+    said: list[str] = []
+    with open_workspace(options, None, tmp_path / "other", say=said.append) as workspace:
+        assert workspace.rows_at_once("auto") == 4
+    assert "batches of 4: a row takes 2 MB, 0.1 GB are free" in said
 
 
 @pytest.mark.parametrize("estimator", ["mean", "median"])

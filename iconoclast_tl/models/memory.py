@@ -1,0 +1,93 @@
+"""How much memory there is, and how much a piece of work takes at most, on every device that a model lies on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SAMPLED_EVERY = 0.002
+"""Seconds between two looks at the process's size, where there is no counter of the largest."""
+GROUP_LIMIT, GROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+"""Where Linux tells a container what it may use, and what it uses."""
+
+
+class Meter:
+    """Of some devices together: bytes in use at most during a piece of work, and bytes that are free.
+
+    On GPUs torch counts; on the CPU the process's resident size is sampled while the work runs, against what it was
+    when the meter was made.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._gpus = sorted({device for device in devices if device.type == "cuda"}, key=str)
+        self._on_cpu = not self._gpus
+        self._before = self._held()
+        self.free = self._free()
+        """When the meter was made; on the GPU that has least."""
+
+    @staticmethod
+    def can_measure(devices: Iterable[torch.device]) -> bool:
+        """Whether all devices are of a kind that is measured."""
+        return {device.type for device in devices} <= {"cpu", "cuda"}
+
+    def peak(self, work: Callable[[], Any]) -> int:
+        """Bytes more than when the meter was made that `work` has in use at most; on the GPU where that is most."""
+        if self._on_cpu:
+            return max(_sampled(work), self._before) - self._before
+        for gpu in self._gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        work()
+        used = [torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus]
+        return max(now - before for now, before in zip(used, self._allocated(), strict=True))
+
+    def _held(self) -> int:
+        return _resident() if self._on_cpu else 0
+
+    def _allocated(self) -> list[int]:
+        return [torch.cuda.memory_allocated(gpu) for gpu in self._gpus]
+
+    def _free(self) -> int:
+        if self._on_cpu:
+            return _free_here()
+        # What torch keeps for itself without using it is free for the next tensor.
+        kept = [torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) for gpu in self._gpus]
+        return min(torch.cuda.mem_get_info(gpu)[0] + idle for gpu, idle in zip(self._gpus, kept, strict=True))
+
+
+def _sampled(work: Callable[[], Any]) -> int:
+    done, largest = threading.Event(), [_resident()]
+
+    def look() -> None:
+        while not done.wait(SAMPLED_EVERY):
+            largest[0] = max(largest[0], _resident())
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        work()
+        largest[0] = max(largest[0], _resident())
+    finally:
+        done.set()
+        watcher.join()
+    return largest[0]
+
+
+def _resident() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _free_here() -> int:
+    """Of the machine, or of the container where that may use less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        return min(free, int(GROUP_LIMIT.read_text()) - int(GROUP_USED.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
