@@ -29,7 +29,7 @@ from iconoclast_tl.evaluation.comparison import Change, Compared, compare, respo
 from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
 from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
-from iconoclast_tl.folding.verification import reload_merged, verify
+from iconoclast_tl.folding.verification import agreement_on_quantised, reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
@@ -272,13 +272,17 @@ def fold(workspace: Workspace, edit: Edit) -> None:
         rows = [workspace.chat.encode(prompt) for side in (target, neutral) for prompt in side[:VERIFIED_PROMPTS]]
         reloaded, dtype = (reload_merged(model, folder.merged), plan.dtype) if plan else (None, None)
         fidelity = verify(edit, folded, model, rows, folder.adapter, reloaded, merged_dtype=dtype)
-    if not fidelity.ok:
-        raise RuntimeError(f"the fold is not its preview: {fidelity.to_json()}")
+        found: dict[str, Any] = {"edit": edit.digest(), **fidelity.to_json(), "on_quantised": None}
+        if model is not workspace.model:
+            on_quantised = agreement_on_quantised(edit, workspace.model, model, rows, folder.adapter)
+            found |= {"on_quantised": on_quantised.to_json(), "ok": fidelity.ok and on_quantised.ok}
+    if not found["ok"]:
+        raise RuntimeError(f"the fold is not its preview: {found}")
     # Where a post-norm follows, what is left in the matrices is not what is left in the stream.
     sites = hf_sites(model.hf, edit.components)
     some = [*rows[:MEASURED_PROMPTS], *rows[-MEASURED_PROMPTS:]]
     left = shares_of_edits(model, sites, [edit], some)[0].tolist() if workspace.gains else None
-    folder.update_results(fidelity={"edit": edit.digest(), **fidelity.to_json(), "stream_fraction": left})
+    folder.update_results(fidelity={**found, "stream_fraction": left})
     write_cards(folder, workspace.settings)
 
 

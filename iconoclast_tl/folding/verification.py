@@ -127,6 +127,33 @@ def verify(
     )
 
 
+def agreement_on_quantised(
+    edit: Edit,
+    quantised: LoadedModel,
+    full: LoadedModel,
+    rows: Sequence[Tokens],
+    adapter: Path,
+    batch_size: int = 32,
+) -> Agreement:
+    """The preview on quantised weights against the adapter on them, which was made of full-precision ones.
+
+    They differ by vᵀ(W − W_q), by what quantising moved along the directions. The tolerance is the format's own noise:
+    the largest difference that quantising makes to any logit of the unedited model.
+    """
+    differences, noise = list[float](), list[float]()
+
+    def compare(batch: TokenBatch) -> None:
+        inputs, real = quantised.inputs(batch), batch.attention_mask.bool()
+        with preview(edit, hf_sites(quantised.hf, edit.components)):
+            expected = _logits(quantised.hf, inputs, real)
+        noise.append(_difference(_logits(quantised.hf, inputs, real), _logits(full.hf, full.inputs(batch), real)))
+        with loaded_adapter(quantised, adapter) as wrapped:
+            differences.append(_difference(expected, _logits(wrapped, inputs, real)))
+
+    over_batches(compare, rows, quantised.pad_id, batch_size)
+    return Agreement(float(torch.tensor(differences).max()), float(torch.tensor(noise).max()))
+
+
 def fidelity_tolerance(dtype: torch.dtype, scale: float, effect: float) -> float:
     """Largest logit difference that rounding explains; 1e-4 in float32 and float64.
 

@@ -49,8 +49,9 @@ def fidelity_table(fidelity: Mapping[str, Any]) -> Table:
     for key, label in (
         ("preview_vs_adapter", "preview = adapter"),
         ("preview_vs_merged", f"preview = merged, {fidelity['merged_dtype']}"),
+        ("on_quantised", "preview = adapter, quantised"),
     ):
-        if fidelity[key]:
+        if fidelity.get(key):
             row = fidelity[key]
             table.add_row(label, f"{row['max_abs_logit_diff']:.2e}", f"{row['tolerance']:.0e}", _yes(row["ok"]))
     table.add_row("preview ≠ base", f"{fidelity['preview_vs_base']:.2e}", "", "")

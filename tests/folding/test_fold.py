@@ -17,9 +17,9 @@ from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
 from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
-from iconoclast_tl.folding.verification import Fidelity, reload_merged, verify
+from iconoclast_tl.folding.verification import Fidelity, agreement_on_quantised, reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
 from tests.conftest import save_llama
 from tests.edits.edits import random_edit, scaled
 
@@ -201,6 +201,21 @@ def test_files_in_half_precision_are_allowed_their_own_rounding_and_no_more(
     assert slightly
     wrong = reload_merged(model, tmp_path / "wrong")
     assert not verify(edit, fold, model, rows, tmp_path / "adapter", wrong, merged_dtype=plan.dtype).ok
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_on_quantised_weights_an_adapter_is_its_preview_within_the_formats_noise(
+    llama: LoadedModel, rows: list[list[int]], tmp_path: Path, quantization: str
+) -> None:
+    model = load_model(ModelConfig(name=llama.name, dtype="float32", device="cpu", quantization=quantization))
+    edit = random_edit()
+    save_adapter(make_fold(edit, llama), llama, tmp_path / "right")
+    save_adapter(make_fold(scaled(edit, 0.5), llama), llama, tmp_path / "wrong")
+    right = agreement_on_quantised(edit, model, llama, rows, tmp_path / "right")
+    wrong = agreement_on_quantised(edit, model, llama, rows, tmp_path / "wrong")
+    assert right.ok
+    assert 0 < 2 * right.max_abs_logit_diff < right.tolerance == wrong.tolerance
+    assert wrong.max_abs_logit_diff > 2 * right.max_abs_logit_diff
 
 
 def test_half_precision_still_tells_a_wrong_adapter(

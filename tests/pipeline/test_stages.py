@@ -393,6 +393,8 @@ def test_a_quantised_run_folds_on_full_precision_weights(
     with opened(options, tmp_path / "run", *changes) as workspace:
         results = pipeline.run(workspace)
     assert results["fidelity"]["ok"]
+    on_quantised = results["fidelity"]["on_quantised"]
+    assert 0 < on_quantised["max_abs_logit_diff"] < on_quantised["tolerance"]
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["target_modules"]
 
