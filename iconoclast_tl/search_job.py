@@ -34,6 +34,7 @@ def search_job(workspace: Workspace, directions: Directions, activations: Activa
             settings.edit,
             activations.neutral_means,
             workspace.gains,
+            workspace.experts,
         ),
         _readable(workspace),
         settings.seed,

@@ -12,6 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from iconoclast_tl.config import Effective, Nested, Settings, effective_settings
 from iconoclast_tl.directions.directions import load_directions
 from iconoclast_tl.doctor.stream import require_all_known
@@ -21,6 +24,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import write_json
 from iconoclast_tl.models.batch_size import MOST, BatchSize, fitting
+from iconoclast_tl.models.experts import expert_factors
 from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.loading import LoadedModel, load_model
 from iconoclast_tl.models.post_norm import Gains, post_norm_gains
@@ -68,6 +72,12 @@ class Workspace:
     def gains(self) -> Gains:
         """γ of the model's post-norms, where it has them."""
         return post_norm_gains(self.model.hf)
+
+    @cached_property
+    def experts(self) -> Float[Tensor, "layer expert"] | None:
+        """Factors of the strengths at routed experts, where not all of them are to be edited."""
+        chosen = self.settings.edit.experts
+        return None if chosen is None else expert_factors(chosen, self.model.hf)
 
     def questions(self, prompts: tuple[Prompt, ...]) -> Questions:
         """Prompts with their tokens, checked against the context and the response budget."""
@@ -166,6 +176,7 @@ def open_workspace(
         tell(note)
     workspace = Workspace(settings, folder, model, contrast, judge if is_judged(place, settings) else None, track, tell)
     _ = workspace.tokens_digest  # every prompt must render and fit the context before anything is computed
+    _ = workspace.experts  # those that are named must be there
     if settings.directions.file is not None:
         load_directions(Path(settings.directions.file), model.n_layers, model.d_model)
     if manifest is not None:

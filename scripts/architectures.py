@@ -12,7 +12,10 @@ from tempfile import TemporaryDirectory
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- architectures -->", "<!-- /architectures -->"
-COLUMNS = ("architecture", "transformers", "writers", "TransformerLens", "affine", "row norms", "largest difference")
+COLUMNS = (
+    "architecture", "transformers", "writers", "TransformerLens", "affine", "row norms", "single experts",
+    "largest difference",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -50,6 +53,7 @@ def row(name: str) -> list[str]:
         "equal" if checks["TransformerLens"].ok else "not used",
         "–" if affine.ok is None else "adapter" if affine.note else "adapter, merged",
         "–" if checks["fold: rows pre"].ok is None else "pre, full",
+        "–" if checks["fold: experts"].ok is None else "yes",
         f"{max(folds):.0e}",
     ]
 

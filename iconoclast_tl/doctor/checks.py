@@ -26,6 +26,7 @@ from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.folding.verification import reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.experts import routed_experts
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.post_norm import post_norm_gains
@@ -62,6 +63,8 @@ class Kind:
     components: tuple[Component, ...] = WRITERS
     affine: bool = False
     row_normalization: RowNormalization = "none"
+    experts: bool = False
+    """With strengths of its own at each routed expert."""
     n_layers: int | None = 3
     """How many are edited, evenly spaced, since a layer is edited like any other; None: all."""
 
@@ -75,6 +78,7 @@ KINDS = (
     Kind("attention", ("attn_out",)),
     Kind("MLP", ("mlp_out",)),
     Kind("plain", n_layers=None),
+    Kind("experts", ("mlp_out",), experts=True),
     Kind("affine", affine=True),
     Kind("rows pre", row_normalization="pre"),
     Kind("rows full", row_normalization="full", n_layers=1),  # singular values take long
@@ -123,7 +127,9 @@ def random_edit(model: LoadedModel, kind: Kind = Kind("plain"), seed: int = 1) -
     strengths = {name: values * edited * (name in kind.components) for name, values in drawn.items()}
     means = {name: torch.randn(n_layers, width, generator=generator) for name in WRITERS}
     config = EditConfig(affine=kind.affine, row_normalization=kind.row_normalization)
-    return make_edit(directions, strengths, config, means, post_norm_gains(model.hf))
+    there = routed_experts(model.hf)
+    factors = torch.rand(n_layers, max(there.values()), generator=generator) if kind.experts and there else None
+    return make_edit(directions, strengths, config, means, post_norm_gains(model.hf), factors)
 
 
 def writers(model: LoadedModel, components: Collection[Component] = WRITERS) -> Check:
@@ -215,6 +221,8 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
     name, edit = f"fold: {kind.name}", random_edit(model, kind)
     if model.quantization != "none":
         return Check(name, None, note=FULL_PRECISION)
+    if kind.experts and not routed_experts(model.hf):
+        return Check(name, None, note="not asked: no routed experts that can be told apart")
     mine = require_writers(model.hf, kind.components)
     try:
         require_carried(mine, kind.affine, kind.row_normalization)

@@ -3,7 +3,8 @@
 At a site that writes y, a plain edit gives y' = y − Σ_k λ_k v_k (v_kᵀ y); an affine one ablates towards a centre c,
 y' = y − Σ_k λ_k v_k (v_kᵀ y − c_k), with c_k = v_kᵀ(mean of y over neutral prompts). λ = 0 leaves a site alone, 1
 projects v out, negative strengths amplify. Where a post-norm γ ∘ y / rms(y) stands between y and the stream, γ ∘ v_k,
-orthonormalised, is in the place of v_k: that takes v_k out of the stream. `edits.hooks` turns an edit into a preview,
+orthonormalised, is in the place of v_k: that takes v_k out of the stream. Routed experts may be edited by different
+strengths. `edits.hooks` turns an edit into a preview,
 `edits.factors` into weights.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -37,6 +38,8 @@ class EditConfig(StageConfig):
     """`none` is exact; `pre` edits the row-normalised weights; `full` also restores the row norms (rank-truncated)."""
     rank: int = Field(3, ge=1)
     """Rank of the LoRA factors under `full`."""
+    experts: tuple[str, ...] | None = None
+    """Of the routed experts only these, each as `layer.expert`, such as `2.0`; unset: all. Plain edits only."""
     attention_only: bool = False
     """Leave what the MLPs write alone: for architectures whose experts cannot be reached."""
     scope: Scope = "writers"
@@ -50,6 +53,14 @@ class SiteEdit:
     directions: Float[Tensor, "r d_model"]
     strengths: Float[Tensor, "r"]
     centres: Float[Tensor, "r"]
+    experts: Float[Tensor, "expert"] | None = None
+    """Factors of the strengths at each routed expert; None: all 1."""
+
+    def of_expert(self, expert: int) -> SiteEdit:
+        """The edit of what one routed expert writes."""
+        if self.experts is None:
+            return self
+        return replace(self, strengths=self.strengths * self.experts[expert], experts=None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class Edit:
     rank: int = 3
     gains: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
     """γ of the post-norms, where the model has them (`models.post_norm`)."""
+    experts: Float[Tensor, "layer expert"] | None = None
+    """Factors of `mlp_out`'s strengths at each routed expert, λ_e = λ · factor; None: all 1. Shared experts have λ."""
 
     def __post_init__(self) -> None:
         """Check shapes, finiteness and orthonormality: a wrong edit must not get as far as a model."""
@@ -129,7 +142,8 @@ class Edit:
         gains = self.gains.get(site.component)
         vectors = _seen_through(None if gains is None else gains[site.layer], self.directions[:, site.layer])
         used = (strengths != 0) & vectors.any(-1)
-        return SiteEdit(vectors[used], strengths[used], centres[used])
+        experts = self.experts[site.layer] if self.experts is not None and site.component == "mlp_out" else None
+        return SiteEdit(vectors[used], strengths[used], centres[used], experts)
 
     def digest(self) -> str:
         """SHA-256 over everything that decides what this edit does."""
@@ -146,6 +160,7 @@ class Edit:
             **{f"strengths.{name}": values for name, values in sorted(self.strengths.items())},
             **{f"centres.{name}": values for name, values in sorted(self.centres.items())},
             **{f"gains.{name}": values for name, values in sorted(self.gains.items())},
+            **({} if self.experts is None else {"experts": self.experts}),
         }
 
 
@@ -155,13 +170,14 @@ def make_edit(
     config: EditConfig,
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
     gains: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
+    experts: Float[Tensor, "layer expert"] | None = None,
 ) -> Edit:
     """Build an edit in which the k directions of a layer share its strength.
 
     directions: orthonormalised here, per layer. strengths: one λ per layer for each component. neutral_writes: the
     mean of what each component writes over neutral prompts, needed for affine edits (c = vᵀ mean). gains: of the
-    model's post-norms. Under scope `stream`, components without strengths of their own (resid_pre) take the largest of
-    the writers' in each layer.
+    model's post-norms. experts: factors of the strengths at routed experts. Under scope `stream`, components without
+    strengths of their own (resid_pre) take the largest of the writers' in each layer.
     """
     vectors = orthonormalize(directions.float())
     k = len(vectors)
@@ -194,6 +210,7 @@ def make_edit(
         config.row_normalization,
         config.rank,
         gains or {},
+        experts,
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from iconoclast_tl.edits.edit import Edit
@@ -43,24 +43,51 @@ def hooked(updates: Updates, sites: Mapping[Site, HookedModule]) -> Iterator[Row
     rows, handles = Rows(), list[Any]()
     try:
         for site, update in updates.at.items():
-            handles.append(_attach(update, updates.strengths[site], sites[site], rows))
+            handles += _attach(update, updates.strengths[site], sites[site], rows)
         yield rows
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _attach(update: SiteUpdate, strengths: Tensor, where: HookedModule, rows: Rows) -> Any:
+def _attach(update: SiteUpdate, strengths: Tensor, where: HookedModule, rows: Rows) -> list[Any]:
     parameter = next(where.module.parameters(), None)
     if parameter is not None:  # moved once where the module's weights lie, not in every forward pass
         update, strengths = update.to(parameter.device), strengths.to(parameter.device)
 
+    surplus: list[Tensor] = []
+
     def change(y: Tensor, x: Tensor | None) -> Tensor:
-        return apply_update(y, x, update, strengths, rows.candidates)
+        more = surplus.pop().reshape(y.shape) if surplus else None
+        return apply_update(y, x, update, strengths, rows.candidates, more)
 
     if where.on == "input":
-        return where.module.register_forward_pre_hook(_input_hook(change), with_kwargs=True)
-    return where.module.register_forward_hook(_output_hook(change))
+        return [where.module.register_forward_pre_hook(_input_hook(change), with_kwargs=True)]
+    handles = [where.module.register_forward_hook(_output_hook(change))]
+    if update.experts is not None and where.experts is not None:
+        handles.append(
+            where.experts.register_forward_hook(_expert_hook(update.experts, rows, surplus), with_kwargs=True)
+        )
+    return handles
+
+
+def _expert_hook(
+    factors: Float[Tensor, "candidate expert"], rows: Rows, surplus: list[Tensor]
+) -> Callable[[nn.Module, Any, Any, Any], None]:
+    """Run the experts once more with weights g (f − 1), and leave what they write for the hook on the whole block."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        states, chosen, weights = (*args, *kwargs.values())[:3]
+        if rows.candidates is None or len(factors) == 1:
+            of_token = factors[:1].expand(len(states), -1)
+        else:
+            of_row = factors[rows.candidates.to(factors.device)]
+            of_token = of_row.repeat_interleave(len(states) // len(of_row), dim=0)
+        more = of_token.gather(1, chosen.reshape(len(states), -1)).reshape(chosen.shape) - 1
+        # Not module(…): that would come back to this hook.
+        surplus.append(module.forward(states, chosen, weights * more.to(weights)))
+
+    return hook
 
 
 def _output_hook(change: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:

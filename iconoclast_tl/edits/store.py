@@ -24,6 +24,7 @@ def save_edit(folder: Path, edit: Edit, provenance: Mapping[str, Any]) -> None:
         "n_layers": edit.n_layers,
         "d_model": edit.directions.shape[-1],
         "strengths": {name: values.tolist() for name, values in edit.strengths.items()},
+        **({} if edit.experts is None else {"experts": edit.experts.tolist()}),
     }
     write_tensors(folder / "edit.safetensors", edit.tensors(), about)
     write_json(folder / "edit.json", {**about, **readable})
@@ -50,5 +51,6 @@ def load_edit(path: Path, n_layers: int, d_model: int) -> tuple[Edit, dict[str, 
         about["row_normalization"],
         about["rank"],
         {name: tensors[f"gains.{name}"] for name in COMPONENTS if f"gains.{name}" in tensors},
+        tensors.get("experts"),
     )
     return edit, about["provenance"]

@@ -8,6 +8,9 @@ For candidate c, with s what the site's module writes (`output`, y) or reads (`i
     pre                s = y,  R = V D⁻¹,   W = V D,   κ = (V b − centre) V − (R · b) W      (D: row norms, b: bias)
     full               s = x,  R = A,       W = −Bᵀ,   κ = −β on the first k                  (λ is in the factors)
 
+Routed experts with strengths λ f[e] of their own: what a mixture writes is Σ_e g_e y_e, and is linear in the weights g,
+so that s = Σ_e f[e] g_e y_e is the mixture run once more with the weights g f (plain edits only).
+
 The first two are linear in λ, so their gradient is exact; `full` restores row norms and is not. Rows of one batch may
 belong to different candidates: each row then has its own R, W, κ and λ.
 """
@@ -15,7 +18,7 @@ belong to different candidates: each row then has its own R, W, κ and λ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -38,11 +41,13 @@ class SiteUpdate:
     constants: Float[Tensor, "candidate k d_model"] | None
     """κ; None where it is zero."""
     source: Literal["output", "input"] = "output"
+    experts: Float[Tensor, "candidate expert"] | None = None
+    """Factors of λ at each routed expert; None where all are 1."""
 
     def to(self, device: torch.device) -> SiteUpdate:
         """The same on another device."""
-        constants = None if self.constants is None else self.constants.to(device)
-        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source)
+        constants, experts = (None if part is None else part.to(device) for part in (self.constants, self.experts))
+        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source, experts)
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,14 @@ def apply_update(
     update: SiteUpdate,
     strengths: Float[Tensor, "candidate k"],
     rows: Int[Tensor, "batch"] | None = None,
+    surplus: Float[Tensor, "*batch d_model"] | None = None,
 ) -> Float[Tensor, "*batch d_model"]:
     """The formula above; computed in float32 at least and returned in y's dtype.
 
-    rows: for each row of the batch (y's first axis) its candidate; None where there is one candidate.
+    rows: for each row of the batch (y's first axis) its candidate; None where there is one candidate. surplus: of the
+    source over y, where routed experts have strengths of their own: Σ_e (f[e] − 1) g_e y_e.
     """
-    source = y if update.source == "output" else x
+    source = x if update.source == "input" else y if surplus is None else y + surplus
     rows = None if rows is None else rows.to(y.device)  # layers may lie on several devices
     assert source is not None  # every hook on an output gets its module's input too
     dtype = torch.promote_types(torch.promote_types(y.dtype, torch.float32), strengths.dtype)
@@ -125,7 +132,12 @@ def linear_update(
 
 
 def edit_updates(edit: Edit, sites: Mapping[Site, HookedModule]) -> Updates:
-    """One edit as updates at its sites."""
+    """One edit as updates at its sites.
+
+    Raises `ValueError` where routed experts have strengths of their own and `sites` has none (as on a bridge).
+    """
+    if edit.experts is not None and all(where.experts is None for where in sites.values()):
+        raise ValueError("strengths of single experts need sites of the Hugging Face model (`hf_sites`)")
     at, strengths = {}, {}
     for site in edit.sites:
         at[site], strengths[site] = _site_update(edit, site, sites[site])
@@ -144,7 +156,9 @@ def stack_updates(candidates: Sequence[Updates]) -> Updates:
 def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdate, Tensor]:
     at = edit.at(site)
     if edit.row_normalization != "full":
-        return linear_update(at.directions, at.centres, edit.row_normalization, where.module), at.strengths[None]
+        update = linear_update(at.directions, at.centres, edit.row_normalization, where.module)
+        experts = None if at.experts is None or where.experts is None else at.experts[None]
+        return replace(update, experts=experts), at.strengths[None]
     weight, bias = dense_weight(where.module)
     change = factors(at, weight, bias, "full", edit.rank)
     constants = None
@@ -169,7 +183,16 @@ def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -
     constants = _shared(torch.cat([_pad(kappa, k) for kappa in kappas]))
     n = max(len(reads), len(writes), len(constants))
     reads, writes, constants = (t.expand(n, -1, -1) for t in (reads, writes, constants))
-    return SiteUpdate(reads, writes, constants if bool(constants.any()) else None, first.source), torch.cat(strengths)
+    kappa = constants if bool(constants.any()) else None
+    return SiteUpdate(reads, writes, kappa, first.source, _stack_experts(updates)), torch.cat(strengths)
+
+
+def _stack_experts(updates: Sequence[SiteUpdate]) -> Float[Tensor, "candidate expert"] | None:
+    given = [update.experts for update in updates if update.experts is not None]
+    if not given:
+        return None
+    ones = torch.ones_like(given[0])
+    return _shared(torch.cat([ones if update.experts is None else update.experts for update in updates]))
 
 
 def _pad(tensor: Tensor, k: int) -> Tensor:

@@ -53,8 +53,8 @@ class Fold:
 
     @property
     def n_matrices(self) -> int:
-        """Edited matrices, every expert counted."""
-        return sum(len(change.factors) for change in self.changes)
+        """Edited matrices, every expert counted that is not left alone."""
+        return sum(bool(one.b.any()) for change in self.changes for one in change.factors)
 
     @property
     def has_bias(self) -> bool:
@@ -120,7 +120,13 @@ def _site_changes(edit: Edit, site: Site, writer: Writer, model: LoadedModel) ->
     for matrix in writer.matrices:
         weights, biases = matrix.read(model.hf)
         found = [
-            factors(at, weight, _of(biases, expert), edit.row_normalization, edit.rank)
+            factors(
+                at if matrix.n_experts is None else at.of_expert(expert),
+                weight,
+                _of(biases, expert),
+                edit.row_normalization,
+                edit.rank,
+            )
             for expert, weight in enumerate(weights)
         ]
         changes.append(Change(matrix, tuple(found), share_left(at, weights, found)))

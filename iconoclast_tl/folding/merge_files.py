@@ -56,9 +56,11 @@ class Part:
     site: Site
     matrix: Matrix
     weight: StoredTensor
-    expert: int | None
-    """Which slice of the stored tensor it is; None where it is all of it."""
     bias: StoredTensor | None
+    expert: int | None
+    """The number of the routed expert; None for what is none."""
+    slice: int | None
+    """Which entry of the stored tensors it is; None where it is all of them."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def plan_merge(edit: Edit, hf: Any, source: Path) -> FileMerge:
     lacks_bias = any(matrix.bias is None for writer in affine.values() for matrix in writer.matrices)
     if lacks_bias:
         require_mergeable_bias(hf, affine.values())
-    return FileMerge(edit, source, tuple(stored_parts(writers, hf, source)), added_biases(hf) if lacks_bias else {})
+    parts = [part for part in stored_parts(writers, hf, source) if _is_edited(edit, part)]
+    return FileMerge(edit, source, tuple(parts), added_biases(hf) if lacks_bias else {})
 
 
 def stored_parts(writers: Mapping[Site, Writer], hf: Any, source: Path) -> list[Part]:
@@ -104,6 +107,11 @@ def stored_parts(writers: Mapping[Site, Writer], hf: Any, source: Path) -> list[
         for matrix in writer.matrices
         for part in _parts(site, matrix, stored, hf)
     ]
+
+
+def _is_edited(edit: Edit, part: Part) -> bool:
+    """Whether it is no expert that is left alone."""
+    return part.expert is None or bool(edit.at(part.site).of_expert(part.expert).strengths.any())
 
 
 def merge_files(plan: FileMerge, folder: Path, track: Track = silent) -> dict[str, float]:
@@ -142,20 +150,22 @@ def _parts(site: Site, matrix: Matrix, stored: Mapping[str, tuple[StoredTensor, 
         )
     for expert in range(n or 1):
         weight = weights[0] if whole else weights[expert]
-        yield Part(site, matrix, weight, expert if whole and n else None, biases[0] if biases else None)
+        bias = biases[0] if biases else None
+        yield Part(site, matrix, weight, bias, expert if n else None, expert if whole and n else None)
 
 
 def _merge_part(edit: Edit, part: Part, source: Path, target: Path) -> tuple[float, Tensor | None]:
     """What is left of the directions, and b' where the files have no bias to hold it."""
     at, turned = edit.at(part.site), part.matrix.transposed
-    kept = part.weight.read(source, part.expert)
+    at = at if part.expert is None else at.of_expert(part.expert)
+    kept = part.weight.read(source, part.slice)
     weight = kept.mT if turned else kept
-    bias = None if part.bias is None else part.bias.read(source, part.expert)
+    bias = None if part.bias is None else part.bias.read(source, part.slice)
     change = factors(at, weight, bias, edit.row_normalization, edit.rank)
     edited, changed = apply_factors(weight, bias, change)
-    part.weight.write(target, edited.mT if turned else edited, part.expert)
+    part.weight.write(target, edited.mT if turned else edited, part.slice)
     if changed is not None and part.bias is not None:
-        part.bias.write(target, changed, part.expert)
+        part.bias.write(target, changed, part.slice)
     return share_left(at, weight[None], [change]), changed if part.bias is None else None
 
 

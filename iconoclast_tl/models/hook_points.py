@@ -22,6 +22,8 @@ class HookedModule:
 
     module: nn.Module
     on: Literal["output", "input"] = "output"
+    experts: nn.Module | None = None
+    """Inside the module: what sums its routed experts, where there are any."""
 
 
 def hf_sites(hf: nn.Module, components: Collection[Component] = WRITERS) -> dict[Site, HookedModule]:
@@ -30,7 +32,12 @@ def hf_sites(hf: nn.Module, components: Collection[Component] = WRITERS) -> dict
     Raises `UserError` where one of the components is not known to be written by anything.
     """
     writers = require_writers(hf, components)
-    sites = {site: HookedModule(hf.get_submodule(writer.module)) for site, writer in writers.items()}
+    sites = {
+        site: HookedModule(
+            hf.get_submodule(writer.module), experts=hf.get_submodule(writer.experts) if writer.experts else None
+        )
+        for site, writer in writers.items()
+    }
     for index, layer in enumerate(decoder_layers(hf)):
         sites[Site(index, "resid_pre")] = HookedModule(layer, on="input")
     return sites

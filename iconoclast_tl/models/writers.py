@@ -94,6 +94,19 @@ class Writer:
         return len(self.matrices) == 1 and self.matrices[0].n_experts is None
 
     @property
+    def experts(self) -> str | None:
+        """Path of the module in which routed experts are fused, called with (states, chosen experts, their weights)."""
+        found = {
+            matrix.module for matrix in self.matrices if matrix.n_experts is not None and matrix.parameter != "weight"
+        }
+        return next(iter(found)) if len(found) == 1 else None
+
+    @property
+    def n_experts(self) -> int | None:
+        """Routed experts that are fused; None for a dense block."""
+        return next((matrix.n_experts for matrix in self.matrices if matrix.n_experts is not None), None)
+
+    @property
     def n_matrices(self) -> int:
         """Matrices that an edit of the site changes, every expert counted."""
         return sum(matrix.n_experts or 1 for matrix in self.matrices)

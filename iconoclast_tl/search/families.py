@@ -36,6 +36,8 @@ class Source:
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]]
     gains: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
     """Of the model's post-norms."""
+    experts: Float[Tensor, "layer expert"] | None = None
+    """Factors of the strengths at routed experts."""
 
     @property
     def n_layers(self) -> int:
@@ -46,7 +48,8 @@ class Source:
         """The edit that parameters of any search mean."""
         chosen = {name: parameters[name] for name in ("affine", "row_normalization") if name in parameters}
         directions = self.directions[parameters.get("directions", AS_SET)]
-        return build_edit(parameters, directions, self.edit.model_copy(update=chosen), self.neutral_writes, self.gains)
+        config = self.edit.model_copy(update=chosen)
+        return build_edit(parameters, directions, config, self.neutral_writes, self.gains, self.experts)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def test_an_architecture_conforms(name: str, load: Callable[..., LoadedModel], t
     assert not [check for check in checks.values() if check.ok is False]
     left_out = {name for name, check in checks.items() if check.ok is None}
     dense = all(writer.is_dense for writer in writers.values())
-    expected = set() if dense else {"fold: affine", "fold: rows pre", "fold: rows full"}
+    expected = {"fold: experts"} if dense else {"fold: affine", "fold: rows pre", "fold: rows full"}
     assert left_out == expected | (set() if architecture.bridged else {"TransformerLens"})
     assert all(tells(check) for check in checks.values())
 
