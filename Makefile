@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench-peers bench-costs bench-memory
+.PHONY: demo test check format bench-peers bench-costs bench-memory bench-gpu
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,3 +40,7 @@ bench-costs: $(INSTALLED)
 # What merging file by file needs of memory; takes 8 GB of the disk for a minute.
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m experiments.memory.bench
+
+# On a GPU: the doctor, the organism job, and what edits cost beside a trial of Heretic. Says so where there is none.
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m experiments.gpu.bench

@@ -67,14 +67,13 @@ def alternating(*runs: Callable[[], Any]) -> list[float]:
     return [median(one) for one in times]
 
 
-def hooks(d_model: int, n_layers: int) -> dict[str, float]:
+def hooks(hf: Any) -> dict[str, float]:
     """Ratios of a hooked forward and a hooked generation to the bare model's."""
     import torch
 
     from iconoclast_tl.edits.hooks import hooked
     from iconoclast_tl.models.hook_points import hf_sites
 
-    hf = build(d_model, n_layers)
     ids = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device)
     updates, sites = random_updates(hf, torch.ones(1, 1)), hf_sites(hf)
 
@@ -98,14 +97,14 @@ def hooks(d_model: int, n_layers: int) -> dict[str, float]:
     return {"forward": edited / bare, "generation": edited_said / bare_said}
 
 
-def together(d_model: int, n_layers: int, positions: int) -> dict[int, float]:
+def together(hf: Any, positions: int) -> dict[int, float]:
     """K → seconds of one batch of K candidates over seconds of K runs, 4 prompts each."""
     import torch
 
     from iconoclast_tl.edits.hooks import hooked
     from iconoclast_tl.models.hook_points import hf_sites
 
-    hf, prompts = build(d_model, n_layers), 4
+    prompts = 4
     ids, sites = torch.randint(1, 2048, (prompts, positions), device=hf.device), hf_sites(hf)
     ratios = {}
     for k in CANDIDATES:
@@ -127,6 +126,29 @@ def together(d_model: int, n_layers: int, positions: int) -> dict[int, float]:
         alone, at_once = alternating(separate, batched)
         ratios[k] = at_once / alone
     return ratios
+
+
+def gradient_step(hf: Any) -> float:
+    """Ratio of a forward pass and its backward pass through the strengths to the bare forward."""
+    import torch
+
+    from iconoclast_tl.edits.hooks import hooked
+    from iconoclast_tl.models.hook_points import hf_sites
+
+    ids, sites = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device), hf_sites(hf)
+    strengths = torch.ones(1, 1, requires_grad=True)
+
+    @torch.no_grad()
+    def forward() -> None:
+        hf(ids, use_cache=False).logits.float().log_softmax(-1)
+
+    def step() -> None:
+        with hooked(random_updates(hf, strengths), sites):
+            loss = hf(ids, use_cache=False).logits.float().log_softmax(-1)[..., 7].mean()
+        torch.autograd.grad(loss, strengths)
+
+    bare, with_gradient = alternating(forward, step)
+    return with_gradient / bare
 
 
 def own_peak() -> float:
@@ -188,13 +210,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     print(f"hooked / bare, batch {BATCH} × {POSITIONS}, {NEW_TOKENS} new tokens")
     for size in SIZES:
-        found = hooks(*size)
+        found = hooks(build(*size))
         print(f"  d_model {size[0]} × {size[1]} layers: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
     print("one batch of K candidates / K runs, 4 prompts")
     for size in SIZES:
         for positions in (1, 16, POSITIONS):
-            cells = ", ".join(f"K={k} {ratio:.2f}" for k, ratio in together(*size, positions).items())
+            cells = ", ".join(f"K={k} {ratio:.2f}" for k, ratio in together(build(*size), positions).items())
             print(f"  d_model {size[0]} × {size[1]} layers, {positions} positions: {cells}")
+    print("forward and backward through the strengths / forward")
+    for size in SIZES:
+        print(f"  d_model {size[0]} × {size[1]} layers: {gradient_step(build(*size)):.2f}")
     for one, other, of in (
         ("bare", "gradient", f"one batch of {BATCH} × {POSITIONS}, d_model {SIZES[-1][0]} × {SIZES[-1][1]} layers"),
         ("evaluation", "search", "the base's evaluation and the whole search, shipped organism"),

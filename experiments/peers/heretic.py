@@ -120,7 +120,7 @@ def _settings(job: Job, markers: list[str]) -> str:
         "bad_evaluation_prompts": "target_val",
     }
     values: dict[str, Any] = {
-        "dtypes": ["float32"],
+        "dtypes": [job.dtype],
         "seed": job.seed,
         "n_trials": job.trials,
         "n_startup_trials": startup_trials(job.trials),

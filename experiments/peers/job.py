@@ -28,6 +28,7 @@ class Job:
     seed: int
     threads: Mapping[str, str]
     """Environment that fixes the number of threads and keeps off the network."""
+    dtype: str = "float32"
 
     def source(self, stem: str) -> Path:
         """The file of one set of prompts, as an absolute path."""

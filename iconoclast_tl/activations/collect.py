@@ -109,7 +109,7 @@ def _bridge_reader(model: LoadedModel, bridge: Any) -> Read:
 
 def _module_reader(model: LoadedModel) -> Read:
     def read(batch: TokenBatch) -> dict[str, Tensor]:
-        with torch.no_grad(), _recording(model) as found:
+        with torch.no_grad(), _recording(model, len(batch.rows)) as found:
             model.hf(**model.inputs(batch), logits_to_keep=1)
         return found
 
@@ -117,7 +117,7 @@ def _module_reader(model: LoadedModel) -> Read:
 
 
 @contextmanager
-def _recording(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
+def _recording(model: LoadedModel, n_rows: int) -> Iterator[dict[str, Tensor]]:
     """Record under TransformerLens' names what the Hugging Face modules compute at the last position."""
     found: dict[str, Tensor] = {}
     layers = decoder_layers(model.hf)
@@ -126,7 +126,8 @@ def _recording(model: LoadedModel) -> Iterator[dict[str, Tensor]]:
     def keep_output(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
-            found[name] = tensor[:, -1].clone()
+            # Some flatten rows and positions before they write.
+            found[name] = tensor.reshape(n_rows, -1, tensor.shape[-1])[:, -1].clone()
 
         return hook
 

@@ -244,8 +244,9 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
     pairs = [pair for pair in (found.preview_vs_adapter, found.preview_vs_merged) if pair is not None]
     worst = max(pairs, key=lambda pair: pair.max_abs_logit_diff)
     tells = found.preview_vs_base > 10 * worst.tolerance
-    note = note if tells else "the edit changes too little to tell"
-    return Check(name, found.ok and tells, worst.max_abs_logit_diff, worst.tolerance, note)
+    if found.ok and not tells:
+        return Check(name, None, worst.max_abs_logit_diff, worst.tolerance, "the edit changes too little to tell")
+    return Check(name, found.ok, worst.max_abs_logit_diff, worst.tolerance, note)
 
 
 def generation(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("plain")) -> Check:

@@ -119,14 +119,16 @@ def stream_tolerance(model: LoadedModel, base: Added) -> Float[Tensor, "layer"]:
 
 @torch.no_grad()
 def _require_rows_kept(model: LoadedModel, sites: Mapping[Site, HookedModule], rows: Sequence[Tokens]) -> None:
-    """Edits of several candidates in a batch go by rows: what is written must keep them."""
-    flat: list[str] = []
+    """Edits of several candidates in a batch go by rows: what is written must keep them, flattened or not."""
+    lost: list[str] = []
+    batch = left_pad(rows, model.pad_id)
+    shape = batch.input_ids.shape
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
-            if tensor.ndim != 3 or len(tensor) != len(rows):
-                flat.append(name)
+            if tensor.shape[:-1] not in (shape, (shape.numel(),)):
+                lost.append(name)
 
         return hook
 
@@ -134,14 +136,14 @@ def _require_rows_kept(model: LoadedModel, sites: Mapping[Site, HookedModule], r
         where.module.register_forward_hook(look(str(site))) for site, where in sites.items() if where.on == "output"
     ]
     try:
-        model.hf(**model.inputs(left_pad(rows, model.pad_id)), logits_to_keep=1)
+        model.hf(**model.inputs(batch), logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
-    if flat:
+    if lost:
         raise UserError(
             f"{type(model.hf).__name__} writes without rows",
-            got=f"a flattened batch at {flat[0]}",
+            got=f"another shape at {lost[0]}",
             want="what is written as (batch, position, d_model)",
             mend="pass --attention-only if it is the MLP",
         )

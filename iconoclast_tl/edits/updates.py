@@ -68,11 +68,15 @@ def apply_update(
 ) -> Float[Tensor, "*batch d_model"]:
     """The formula above; computed in float32 at least and returned in y's dtype.
 
-    rows: for each row of the batch (y's first axis) its candidate; None where there is one candidate. surplus: of the
+    rows: for each row of the batch (y's first axis, or its first part where positions are flattened into it) its
+    candidate; None where there is one candidate. surplus: of the
     source over y, where routed experts have strengths of their own: Σ_e (f[e] − 1) g_e y_e.
     """
     source = x if update.source == "input" else y if surplus is None else y + surplus
-    rows = None if rows is None else rows.to(y.device)  # layers may lie on several devices
+    if rows is not None:
+        rows = rows.to(y.device)  # layers may lie on several devices
+        if len(y) != len(rows):  # rows and positions flattened into one axis, row by row
+            rows = rows.repeat_interleave(len(y) // len(rows))
     assert source is not None  # every hook on an output gets its module's input too
     dtype = torch.promote_types(torch.promote_types(y.dtype, torch.float32), strengths.dtype)
     states, read = y.to(dtype).reshape(len(y), -1, y.shape[-1]), source.to(dtype).reshape(len(y), -1, source.shape[-1])

@@ -74,15 +74,16 @@ def apply_factors(
 
 
 def require_mergeable_bias(hf: Any, writers: Iterable[Writer]) -> None:
-    """Raise `UserError` where one of these has no bias and the configuration cannot switch one on."""
-    lacking = any(matrix.bias is None for writer in writers for matrix in writer.matrices)
-    if lacking and not all(hasattr(hf.config, flag) for flag in BIAS_FLAGS):
-        raise UserError(
-            f"merged weights of {type(hf).__name__} cannot carry this edit's bias",
-            got="an affine edit and layers without a bias",
-            want=f"a configuration with {' and '.join(BIAS_FLAGS)}",
-            mend="use the adapter, which carries it, or edit.affine=false",
-        )
+    """Raise `UserError` where one of these has no bias and the configuration cannot switch it on."""
+    lacking = {f"{m.module}.bias" for writer in writers for m in writer.matrices if m.bias is None}
+    if not lacking or (all(hasattr(hf.config, flag) for flag in BIAS_FLAGS) and lacking <= added_biases(hf).keys()):
+        return
+    raise UserError(
+        f"merged weights of {type(hf).__name__} cannot carry this edit's bias",
+        got="an affine edit and layers without a bias",
+        want=f"a configuration with {' and '.join(BIAS_FLAGS)} that gives them one",
+        mend="use the adapter, which carries it, or edit.affine=false",
+    )
 
 
 def added_biases(hf: Any) -> dict[str, tuple[int, ...]]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.discovery import discover
 from iconoclast_tl.models.layers import decoder_layer_list
 from iconoclast_tl.models.sites import WRITERS, Component, Site
 
@@ -33,6 +35,8 @@ _EXPERT_COUNTS: Final = ("num_local_experts", "num_experts", "n_routed_experts",
 """What a configuration calls the number of routed experts of a layer."""
 _ROUTERS: Final = ("gate", "router")
 """What chooses among experts is called."""
+_DISCOVERED: Final[WeakKeyDictionary[Any, Mapping[Site, Writer]]] = WeakKeyDictionary()
+"""What was found by running a model, by the model."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,21 @@ def require_writers(hf: Any, components: Collection[Component] = WRITERS) -> dic
 
 
 def _look(hf: Any, components: Collection[Component]) -> Iterator[tuple[Site, Writer | UserError]]:
-    """At every site what writes there, or what to say where it is not found."""
+    """At every site what writes there, by name or else by what it computes, or what to say where it is not found."""
     prefix, layers = decoder_layer_list(hf)
     for index, layer in enumerate(layers):
         for component in WRITERS:
             if component in components:
-                yield Site(index, component), _find_writer(hf, layer, f"{prefix}.{index}", component)
+                site, found = Site(index, component), _find_writer(hf, layer, f"{prefix}.{index}", component)
+                yield site, found if isinstance(found, Writer) else _discovered(hf).get(site, found)
+
+
+def _discovered(hf: Any) -> Mapping[Site, Writer]:
+    """Writers under names that are not known, where the model can be run; looked for once."""
+    if hf not in _DISCOVERED:
+        paths = {} if hf.get_input_embeddings().weight.is_meta else discover(hf, _is_linear)
+        _DISCOVERED[hf] = {site: Writer(path, (_linear(hf.get_submodule(path), path),)) for site, path in paths.items()}
+    return _DISCOVERED[hf]
 
 
 def dense_weight(module: nn.Module) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, "d_model"] | None]:

@@ -15,7 +15,7 @@ from iconoclast_tl.models.loading import ModelConfig, load_model
 from iconoclast_tl.prompts.chat import ChatFormat
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.workspace import open_workspace
-from tests.architectures import ARCHITECTURES, save_architecture, save_opt
+from tests.architectures import ARCHITECTURES, save_architecture, save_llama4
 
 QUICK = [
     "evaluation.max_new_tokens=6",
@@ -26,7 +26,7 @@ QUICK = [
     "fold.merge=true",
 ]
 TRIED = (
-    "Gemma 2", "Gemma 3 (image and text)", "Falcon (new decoder)", "GPT-2", "Mixtral", "gpt-oss",
+    "Gemma 2", "Gemma 3 (image and text)", "Falcon (new decoder)", "GPT-2", "OPT", "Mixtral", "gpt-oss",
     "DeepSeek-V3 (MLA, shared experts, first layer dense)",
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
 
 
 def test_attention_alone_is_edited_where_the_mlp_is_not_known(tmp_path: Path) -> None:
-    options = merge(parse_assignments(QUICK), named(tmp_path, save_opt(tmp_path / "model")))
+    options = merge(parse_assignments(QUICK), named(tmp_path, save_llama4(tmp_path / "model")))
     with (
         open_workspace(options, None, tmp_path / "whole") as workspace,
         pytest.raises(UserError, match="pass --attention-only"),
