@@ -27,7 +27,7 @@ from iconoclast_tl.edits.profiles import uniform
 from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.evaluation.comparison import Change, Compared, compare, response_rows
 from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
-from iconoclast_tl.folding.fold import make_fold
+from iconoclast_tl.folding.fold import make_fold, require_experts_at_hand
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.folding.verification import agreement_on_quantised, reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
@@ -56,6 +56,7 @@ MEASURED_PROMPTS = 4
 def run(workspace: Workspace) -> dict[str, Any]:
     """Everything, in order; returns the contents of results.json."""
     require_foldable(workspace)
+    require_experts_at_hand(workspace.model.hf)
     activations = collect(workspace)
     directions = estimate(workspace, activations)
     preview_default(workspace, directions, activations)

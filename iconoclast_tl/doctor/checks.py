@@ -21,7 +21,7 @@ from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.folding.adapter import save_adapter
-from iconoclast_tl.folding.fold import make_fold, require_carried
+from iconoclast_tl.folding.fold import make_fold, require_carried, require_experts_at_hand
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.folding.verification import reload_merged, verify
@@ -29,6 +29,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.experts import routed_experts
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.offloading import is_offloaded
 from iconoclast_tl.models.post_norm import post_norm_gains
 from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.models.sites import WRITERS, Component, Site
@@ -225,21 +226,23 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
         return Check(name, None, note="not asked: no routed experts that can be told apart")
     mine = require_writers(model.hf, kind.components)
     try:
+        require_experts_at_hand(model.hf)
         require_carried(mine, kind.affine, kind.row_normalization)
     except UserError as error:
         return Check(name, None, note=f"refused: {_first(error)}")
     made, merged, note = make_fold(edit, model), None, ""
     with TemporaryDirectory() as place:
         save_adapter(made, model, Path(place) / "adapter")
+        stored = None
         try:
-            merged = merged_model(made, model)
+            if saved:
+                plan = plan_merge(edit, model.hf, stored_folder(model.name))
+                merge_files(plan, Path(place) / "merged")
+                merged, stored = reload_merged(model, Path(place) / "merged"), plan.dtype
+            elif not is_offloaded(model.hf):
+                merged = merged_model(made, model)
         except UserError as error:
             note = f"adapter only: {_first(error)}"
-        stored = None
-        if merged is not None and saved:
-            plan = plan_merge(edit, model.hf, stored_folder(model.name))
-            merge_files(plan, Path(place) / "merged")
-            merged, stored = reload_merged(model, Path(place) / "merged"), plan.dtype
         found = verify(edit, made, model, rows, Path(place) / "adapter", merged, merged_dtype=stored)
     pairs = [pair for pair in (found.preview_vs_adapter, found.preview_vs_merged) if pair is not None]
     worst = max(pairs, key=lambda pair: pair.max_abs_logit_diff)
@@ -253,6 +256,8 @@ def generation(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("pl
     """Under hooks the model says, token for token, what the merged weights say."""
     if model.quantization != "none":
         return Check("generation", None, note=FULL_PRECISION)
+    if is_offloaded(model.hf):
+        return Check("generation", None, note="not asked: weights that are offloaded are not merged in memory")
     edit = random_edit(model, kind)
     merged = replace(model, hf=merged_model(make_fold(edit, model), model))
     with preview(edit, hf_sites(model.hf, kind.components)):

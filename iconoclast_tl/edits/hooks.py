@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.updates import SiteUpdate, Updates, apply_update, edit_updates
 from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.offloading import device_of
 from iconoclast_tl.models.sites import Site
 
 
@@ -51,9 +52,9 @@ def hooked(updates: Updates, sites: Mapping[Site, HookedModule]) -> Iterator[Row
 
 
 def _attach(update: SiteUpdate, strengths: Tensor, where: HookedModule, rows: Rows) -> list[Any]:
-    parameter = next(where.module.parameters(), None)
-    if parameter is not None:  # moved once where the module's weights lie, not in every forward pass
-        update, strengths = update.to(parameter.device), strengths.to(parameter.device)
+    # Moved once where the module computes, not in every forward pass.
+    device = device_of(where.module)
+    update, strengths = update.to(device), strengths.to(device)
 
     surplus: list[Tensor] = []
 

@@ -26,6 +26,7 @@ from iconoclast_tl.folding.merge import edited_parameters
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import replacing_folder
 from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.offloading import device_of, is_offloaded
 
 WRAPPED = "base_model.model."
 """What PEFT puts before the path of a module."""
@@ -52,14 +53,12 @@ def loaded_adapter(model: LoadedModel, folder: Path) -> Iterator[Any]:
 
     Raises `UserError` for a folder that holds no adapter of this model.
     """
-    from peft import PeftModel
-
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} is not an adapter", got="no adapter_config.json", want="a folder saved by peft")
     with _unloaded_after(model.hf), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lora_bias=True.*")
         try:
-            wrapped = PeftModel.from_pretrained(model.hf, str(folder))
+            wrapped = _load(model.hf, folder)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             first_line = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -67,6 +66,23 @@ def loaded_adapter(model: LoadedModel, folder: Path) -> Iterator[Any]:
             ) from error
         wrapped.eval()
         yield wrapped
+
+
+def _load(hf: Any, folder: Path) -> Any:
+    """As `peft` loads it; beside offloaded weights in parts, since it would place the whole model anew in memory."""
+    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load_file
+
+    if not is_offloaded(hf):
+        return PeftModel.from_pretrained(hf, str(folder))
+    wrapped = get_peft_model(hf, PeftConfig.from_pretrained(str(folder)))
+    for module in wrapped.modules():
+        if isinstance(module, LoraLayer):
+            for part in (module.lora_A, module.lora_B):
+                part.to_empty(device=device_of(module.get_base_layer()))
+    set_peft_model_state_dict(wrapped, load_file(folder / "adapter_model.safetensors"))
+    return wrapped
 
 
 def _config(fold: Fold, model: LoadedModel) -> Any:
@@ -119,8 +135,8 @@ def _set(wrapped: Any, change: Change, fold: Fold, model: LoadedModel) -> None:
     elif how == "whole":
         (weight,), bias = edited_parameters(change, model)
         assert bias is not None  # it changes: that is why it is saved whole
-        layer.modules_to_save["default"].weight.copy_(weight.T if change.matrix.transposed else weight)
-        layer.modules_to_save["default"].bias.copy_(bias[0])
+        _fill(layer.modules_to_save["default"], "weight", weight.T if change.matrix.transposed else weight)
+        _fill(layer.modules_to_save["default"], "bias", bias[0])
     else:
         _set_linear(layer, *((one.a, one.b, one.bias) for one in change.factors))
 
@@ -128,12 +144,10 @@ def _set(wrapped: Any, change: Change, fold: Fold, model: LoadedModel) -> None:
 def _set_linear(layer: Any, factors: tuple[Tensor, Tensor, Tensor | None]) -> None:
     a, b, bias = factors
     lora_a, lora_b = layer.lora_A["default"], layer.lora_B["default"]
-    lora_a.weight.copy_(a)
-    lora_b.weight.copy_(b)
+    _fill(lora_a, "weight", a)
+    _fill(lora_b, "weight", b)
     if lora_b.bias is not None:
-        lora_b.bias.zero_()
-        if bias is not None:
-            lora_b.bias.copy_(bias)
+        _fill(lora_b, "bias", torch.zeros_like(b[:, 0]) if bias is None else bias)
 
 
 def _set_parameter(layer: Any, change: Change) -> None:
@@ -146,14 +160,23 @@ def _set_parameter(layer: Any, change: Change) -> None:
     rank = weights.r["default"]
     a = torch.stack([_padded(one.a, rank) for one in change.factors])
     b = torch.stack([_padded(one.b.mT, rank).mT for one in change.factors], dim=-1)
-    weights.lora_A["default"].weight.copy_(a.flatten(0, 1))
-    weights.lora_B["default"].weight.copy_(b.flatten(1, 2))
+    _fill(weights.lora_A["default"], "weight", a.flatten(0, 1))
+    _fill(weights.lora_B["default"], "weight", b.flatten(1, 2))
     if change.has_bias and change.matrix.bias is not None:
         biases = by_name[change.matrix.bias]
         shift = torch.stack([torch.zeros_like(one.b[:, 0]) if one.bias is None else one.bias for one in change.factors])
         u, s, vh = torch.linalg.svd(shift, full_matrices=False)  # its rows lie in the span of the directions
-        biases.lora_A["default"].weight.copy_(_padded(vh[:rank], rank))
-        biases.lora_B["default"].weight.copy_(_padded((u * s)[:, :rank].mT, rank).mT)
+        _fill(biases.lora_A["default"], "weight", _padded(vh[:rank], rank))
+        _fill(biases.lora_B["default"], "weight", _padded((u * s)[:, :rank].mT, rank).mT)
+
+
+def _fill(module: nn.Module, name: str, values: Tensor) -> None:
+    """Give a parameter its values; beside weights that are offloaded PEFT makes one without any."""
+    parameter = getattr(module, name)
+    if parameter.is_meta:
+        setattr(module, name, nn.Parameter(values.to(parameter.dtype).contiguous(), requires_grad=False))
+    else:
+        parameter.copy_(values)
 
 
 def _padded(rows: Tensor, n: int) -> Tensor:

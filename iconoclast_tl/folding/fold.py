@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -13,8 +13,9 @@ from iconoclast_tl.edits.factors import Factors, factors, share_left
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.offloading import is_offloaded
 from iconoclast_tl.models.sites import Site
-from iconoclast_tl.models.writers import Matrix, Writer, require_writers
+from iconoclast_tl.models.writers import Matrix, Writer, known_writers, require_writers
 
 
 class FoldConfig(StageConfig):
@@ -70,10 +71,11 @@ class Fold:
 def make_fold(edit: Edit, model: LoadedModel) -> Fold:
     """Factors of `edit` for every matrix it touches; sites with strength 0 are left out.
 
-    Raises `UserError` for what cannot be folded (`require_foldable`), quantised weights, and what experts cannot carry
-    (`require_carried`).
+    Raises `UserError` for what cannot be folded (`require_foldable`, `require_experts_at_hand`), quantised weights, and
+    what experts cannot carry (`require_carried`).
     """
     require_foldable(edit)
+    require_experts_at_hand(model.hf)
     writers = require_writers(model.hf, edit.components)
     return Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
 
@@ -88,6 +90,16 @@ def require_foldable(edit: Edit) -> None:
         )
     if not edit.sites:
         raise UserError("the edit has no strength other than zero", want="something to fold")
+
+
+def require_experts_at_hand(hf: Any) -> None:
+    """Raise `UserError` for a mixture of experts that is offloaded: PEFT cannot wrap experts that are not there."""
+    if is_offloaded(hf) and not all(writer.is_dense for writer in known_writers(hf).values()):
+        raise UserError(
+            f"experts of {type(hf).__name__} that are offloaded cannot be folded into an adapter",
+            got="weights on the CPU or the disk that are fetched when they are needed",
+            mend="raise model.max_memory, or run `search` and then `merge`, which needs no adapter",
+        )
 
 
 def require_carried(writers: Mapping[Site, Writer], affine: bool, row_normalization: str) -> None:

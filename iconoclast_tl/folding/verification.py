@@ -21,6 +21,7 @@ from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.offloading import is_offloaded, placement
 from iconoclast_tl.prompts.chat import TokenBatch, Tokens
 
 
@@ -93,11 +94,13 @@ def verify(
     The adapter is reloaded from its folder by `peft`. merged: a model of the merged weights; one from `reload_merged`
     makes saving part of the proof. merged_dtype: in which they were stored. Where that is narrower than the model's,
     what rounding to it does to the logits is measured (on merged weights in memory, with it and without), and allowed.
+    Of a model that is offloaded it is not measured, and the general tolerance of that dtype holds.
     """
     pairs = ("adapter", "merged", "base", "rounding")
     found: dict[str, list[float]] = {name: [] for name in (*pairs, "scale")}
     narrower = merged_dtype is not None and merged_dtype.itemsize < model.hf.dtype.itemsize
-    exact, rounded = (merged_model(fold, model, dtype) if narrower else None for dtype in (None, merged_dtype))
+    measured = narrower and not is_offloaded(model.hf)
+    exact, rounded = (merged_model(fold, model, dtype) if measured else None for dtype in (None, merged_dtype))
 
     def compare(batch: TokenBatch) -> None:
         inputs, real = model.inputs(batch), batch.attention_mask.bool()
@@ -109,16 +112,19 @@ def verify(
             found["adapter"].append(_difference(expected, _logits(wrapped, inputs, real)))
         if merged is not None:
             found["merged"].append(_difference(expected, _logits(merged, inputs, real)))
-        if narrower:
+        if measured:
             found["rounding"].append(_difference(_logits(exact, inputs, real), _logits(rounded, inputs, real)))
 
     over_batches(compare, rows, model.pad_id, batch_size)
     # Not max(): it would pass over a NaN, and a comparison that gave NaN is no agreement.
     largest = {name: float(torch.tensor(values).max()) for name, values in found.items() if values}
     tolerance = fidelity_tolerance(model.hf.dtype, largest["scale"], largest["base"])
+    of_merged = tolerance + largest.get("rounding", 0.0)
+    if merged_dtype is not None and narrower and not measured:
+        of_merged = fidelity_tolerance(merged_dtype, largest["scale"], largest["base"])
     return Fidelity(
         Agreement(largest["adapter"], tolerance),
-        Agreement(largest["merged"], tolerance + largest.get("rounding", 0.0)) if merged is not None else None,
+        Agreement(largest["merged"], of_merged) if merged is not None else None,
         str(merged_dtype or model.hf.dtype).removeprefix("torch.") if merged is not None else None,
         largest["base"],
         fold.residual_fraction,
@@ -167,11 +173,15 @@ def fidelity_tolerance(dtype: torch.dtype, scale: float, effect: float) -> float
 
 
 def reload_merged(model: LoadedModel, merged: Path) -> Any:
-    """The merged weights of a folder, as plain `transformers` loads them."""
+    """The merged weights of a folder, as plain `transformers` loads them, placed as the model is."""
     from transformers import AutoModelForCausalLM
 
-    reloaded = AutoModelForCausalLM.from_pretrained(str(merged), dtype=model.hf.dtype)
-    return reloaded.to(model.device).eval()
+    where = getattr(model.hf, "hf_device_map", None)
+    if where is None or len(set(where.values())) == 1:
+        reloaded = AutoModelForCausalLM.from_pretrained(str(merged), dtype=model.hf.dtype)
+        return reloaded.to(model.device).eval()
+    options = placement(where, None)
+    return AutoModelForCausalLM.from_pretrained(str(merged), dtype=model.hf.dtype, **options).eval()
 
 
 def _logits(hf: Any, inputs: dict[str, Tensor], real: Tensor) -> Float[Tensor, "token vocab"]:

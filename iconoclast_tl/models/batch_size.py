@@ -72,7 +72,7 @@ def fitting(model: LoadedModel, length: int, kept: int, track: Track = silent) -
     The pass that is measured holds what collection, scoring and generation hold at most: the cache of keys and values
     over all tokens, and log-probabilities in float32 beside those of the base. No hooks may be on.
     """
-    devices = {parameter.device for parameter in model.hf.parameters()}
+    devices = {parameter.device for parameter in model.hf.parameters() if not parameter.is_meta} or {model.device}
     if not Meter.can_measure(devices):
         return Fit(UNMEASURED, None, None)
     length = -(-length // LENGTHS) * LENGTHS

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from iconoclast_tl.models.layers import decoder_layer_list
+from iconoclast_tl.models.offloading import device_of
 from iconoclast_tl.models.sites import WRITERS, Component, Site
 
 TOKENS: Final = ((5, 9, 17, 3), (6, 9, 17, 3))
@@ -97,7 +98,7 @@ def _run(hf: Any, silenced: list[str], watched: list[str]) -> _Seen:
     reads: dict[str, Tensor] = {}
     changes: list[float] = []
     with _hooked(hf, set(silenced), watched, reads, changes):
-        ids = torch.tensor(TOKENS, device=hf.get_input_embeddings().weight.device)
+        ids = torch.tensor(TOKENS, device=device_of(hf.get_input_embeddings()))
         hf(input_ids=ids, use_cache=False)
     return _Seen(changes, list(reads), reads)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
+from iconoclast_tl.models.offloading import device_of, placement, present
 from iconoclast_tl.models.source import base_of_adapter, require_causal, require_complete_folder
 from iconoclast_tl.prompts.chat import TokenBatch
 
@@ -49,6 +50,8 @@ class ModelConfig(StageConfig):
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
     device_map: Annotated[str | None, Changeable] = None
     """accelerate's placement over several devices, for example `auto`; overrides `device`."""
+    max_memory: Annotated[dict[str, str] | None, Changeable] = None
+    """With `device_map`: how much may go where, such as {"0": "20GiB", "cpu": "60GiB"}; the rest goes to the disk."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """bitsandbytes for everything but the fold, which reads full-precision weights. `4bit`: NF4; `8bit`: LLM.int8()."""
     trust_remote_code: bool = False
@@ -72,7 +75,7 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return torch.device(self.hf.get_input_embeddings().weight.device)
+        return device_of(self.hf.get_input_embeddings())
 
     @property
     def n_layers(self) -> int:
@@ -188,7 +191,7 @@ def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind:
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
         "use_safetensors": True,
-        "device_map": config.device_map or {"": device},
+        **(placement(config.device_map, config.max_memory) if config.device_map else {"device_map": {"": device}}),
     }
     if config.quantization == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
@@ -279,7 +282,7 @@ def _first_not_finite(hf: Any) -> str:
 
 
 def _probe(hf: Any) -> Tensor:
-    return torch.arange(1, 5, device=hf.get_input_embeddings().weight.device)[None]
+    return torch.arange(1, 5, device=device_of(hf.get_input_embeddings()))[None]
 
 
 def _fingerprint(hf: Any) -> str:
@@ -307,9 +310,12 @@ def _identity(config: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _samples(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in hf.named_parameters():
-        flat = parameter.detach().flatten()
-        yield f"{name}{tuple(parameter.shape)}", flat[:: max(flat.numel() // 64, 1)][:64]
+    for name, _ in hf.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        with present(hf.get_submodule(module)):
+            flat = getattr(hf.get_submodule(module), leaf).detach().flatten()
+            shape = tuple(getattr(hf.get_submodule(module), leaf).shape)
+        yield f"{name}{shape}", flat[:: max(flat.numel() // 64, 1)][:64]
 
 
 def _loading_errors() -> tuple[type[Exception], ...]:

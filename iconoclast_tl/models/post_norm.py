@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iconoclast_tl.models.layers import decoder_layers
+from iconoclast_tl.models.offloading import device_of
 from iconoclast_tl.models.sites import WRITERS, Component
 
 Gains = dict[Component, Float[Tensor, "layer d_model"]]
@@ -47,7 +48,5 @@ def post_norm(layer: nn.Module, component: Component) -> nn.Module | None:
 
 @torch.no_grad()
 def _gain(norm: nn.Module, width: int) -> Float[Tensor, "d_model"]:
-    weight = next(norm.parameters(), None)
-    device = weight.device if weight is not None else torch.device("cpu")
-    gain: Tensor = norm(torch.ones(1, width, device=device))[0]
+    gain: Tensor = norm(torch.ones(1, width, device=device_of(norm)))[0]
     return gain.float().cpu()

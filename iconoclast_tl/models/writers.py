@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.discovery import discover
 from iconoclast_tl.models.layers import decoder_layer_list
+from iconoclast_tl.models.offloading import is_offloaded, present
 from iconoclast_tl.models.sites import WRITERS, Component, Site
 
 _BLOCKS: Final[Mapping[Component, tuple[str, ...]]] = {
@@ -70,8 +71,9 @@ class Matrix:
         if self.n_experts is None:
             weight, bias = dense_weight(module)
             return weight[None], bias[None] if bias is not None else None
-        weight = _floating(getattr(module, self.parameter))
-        return weight.mT if self.transposed else weight, getattr(module, self.bias) if self.bias else None
+        with present(module):
+            weight = _floating(getattr(module, self.parameter))
+            return weight.mT if self.transposed else weight, getattr(module, self.bias) if self.bias else None
 
     def stored(
         self, weight: Float[Tensor, "expert d_model d_in"], bias: Float[Tensor, "expert d_model"] | None
@@ -148,14 +150,16 @@ def _look(hf: Any, components: Collection[Component]) -> Iterator[tuple[Site, Wr
 def _discovered(hf: Any) -> Mapping[Site, Writer]:
     """Writers under names that are not known, where the model can be run; looked for once."""
     if hf not in _DISCOVERED:
-        paths = {} if hf.get_input_embeddings().weight.is_meta else discover(hf, _is_linear)
+        runs = is_offloaded(hf) or not any(parameter.is_meta for parameter in hf.parameters())
+        paths = discover(hf, _is_linear) if runs else {}
         _DISCOVERED[hf] = {site: Writer(path, (_linear(hf.get_submodule(path), path),)) for site, path in paths.items()}
     return _DISCOVERED[hf]
 
 
 def dense_weight(module: nn.Module) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, "d_model"] | None]:
     """W and b of a linear module; `UserError` where the weight is quantised and cannot be read exactly."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    with present(module):
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, Tensor):
         raise TypeError(f"{type(module).__name__} has no weight: row normalisation and folding need the linear module")
     weight = _floating(weight)
