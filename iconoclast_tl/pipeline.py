@@ -38,8 +38,9 @@ from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import load_model
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.models.source import base_of_adapter
-from iconoclast_tl.models.stored import skeleton, stored_folder
+from iconoclast_tl.models.stored import files_digest, skeleton, stored_folder
 from iconoclast_tl.models.twin import Twin, make_twin
+from iconoclast_tl.models.writers import know_writers
 from iconoclast_tl.report.results import provenance, search_part
 from iconoclast_tl.run_folder import RunFolder
 from iconoclast_tl.search.pareto import Candidate, choose, take
@@ -56,7 +57,7 @@ MEASURED_PROMPTS = 4
 def run(workspace: Workspace) -> dict[str, Any]:
     """Everything, in order; returns the contents of results.json."""
     require_foldable(workspace)
-    require_experts_at_hand(workspace.model.hf)
+    require_experts_at_hand(workspace.model.hf, {site.component for site in workspace.sites})
     activations = collect(workspace)
     directions = estimate(workspace, activations)
     preview_default(workspace, directions, activations)
@@ -236,7 +237,7 @@ def _keep(workspace: Workspace, edit: Edit, chosen: Candidate, found: Found) -> 
     folder = workspace.folder
     stale: dict[str, Any] = {}
     if folder.read_results().get("chosen", {}).get("edit") != edit.digest():
-        stale = {"base": None, "edited": None, "evaluated": None, "fidelity": None}
+        stale = {"base": None, "edited": None, "evaluated": None, "fidelity": None, "merged": None}
         for place in (folder.adapter, folder.merged):
             shutil.rmtree(place, ignore_errors=True)
     save_edit(folder.path, edit, provenance(chosen, workspace.settings.search))
@@ -266,9 +267,11 @@ def fold(workspace: Workspace, edit: Edit) -> None:
         source = stored_folder(model.name, workspace.settings.model.revision) if merge else None
         plan = plan_merge(edit, model.hf, source) if source else None
         save_adapter(folded, model, folder.adapter)
-        shutil.rmtree(folder.merged, ignore_errors=True)
         if plan is not None:
             merge_files(plan, folder.merged, workspace.track)
+            folder.update_results(merged={"edit": edit.digest()})
+        elif (folder.read_results().get("merged") or {}).get("edit") != edit.digest():
+            shutil.rmtree(folder.merged, ignore_errors=True)
         target, neutral = workspace.contrast.target.test, workspace.contrast.neutral.test
         rows = [workspace.chat.encode(prompt) for side in (target, neutral) for prompt in side[:VERIFIED_PROMPTS]]
         reloaded, dtype = (reload_merged(model, folder.merged), plan.dtype) if plan else (None, None)
@@ -290,17 +293,29 @@ def fold(workspace: Workspace, edit: Edit) -> None:
 def merge(folder: RunFolder, settings: Settings, track: Track = silent) -> dict[str, Any]:
     """The chosen edit of a run as plain weights, file by file: the model is not loaded, and nothing is compared.
 
-    Returns what was done. Raises `UserError` for a folder without a search's edit, and for what `plan_merge` refuses.
+    Returns what was done. Raises `UserError` for a folder without a search's edit, for a model whose files are not
+    those of the run, and for what `plan_merge` refuses.
     """
-    manifest = folder.read_manifest()
-    if manifest is None:
+    if folder.read_manifest() is None:
         raise UserError(f"there is no run in {folder.path}", mend="run `search` first")
-    edit, _ = load_edit(folder.edit, manifest["model"]["n_layers"], manifest["model"]["d_model"])
-    name = str(model_folder(settings) or settings.model.name)
-    name = base_of_adapter(name) or name
-    plan = plan_merge(edit, skeleton(name, settings.model), stored_folder(name, settings.model.revision))
     with folder.locked():
+        about = (folder.read_manifest() or {})["model"]
+        edit, _ = load_edit(folder.edit, about["n_layers"], about["d_model"])
+        name = str(model_folder(settings) or settings.model.name)
+        name = base_of_adapter(name) or name
+        model = settings.model.model_copy(update={"revision": about.get("commit") or settings.model.revision})
+        source = stored_folder(name, model.revision)
+        if about.get("files") not in (None, files_digest(source)):
+            raise UserError(
+                f"the files of {name} are not those that the run was made with",
+                got="other weights or another config.json",
+                mend="restore them, or search again into another --out",
+            )
+        hf = skeleton(name, model)
+        know_writers(hf, about.get("writers", {}))
+        plan = plan_merge(edit, hf, source)
         left = merge_files(plan, folder.merged, track)
+        folder.update_results(merged={"edit": edit.digest()})
         write_cards(folder, settings)
     return {
         "merged": str(folder.merged),

@@ -15,6 +15,7 @@ responses.jsonl           what the model said, by prompt id
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from iconoclast_tl.foundation.storage import read_json, write_json
 
 SCHEMA = 1
 LOCK = ".lock"
+LEFTOVER = ".*." + "[0-9a-f]" * 8
+"""What `foundation.storage` calls a file or folder until it is whole."""
 KEYS = {"schema", "model", "prompts", "tokens", "settings"}
 """What every manifest has."""
 PACKAGES = ("iconoclast-tl", "torch", "transformers", "transformer-lens", "peft", "optuna", "numpy")
@@ -161,6 +164,11 @@ class RunFolder:
             ) from error
         except OSError as error:
             raise UserError(f"cannot write to {self.path}", got=error, mend="pass another --out") from error
+        for leftover in self.path.glob(LEFTOVER):  # of a process that was killed while it wrote
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
         try:
             yield
         except UserError:

@@ -13,7 +13,7 @@ from iconoclast_tl.folding.merge import require_mergeable_bias
 from iconoclast_tl.folding.merge_files import stored_parts
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.sites import Site
-from iconoclast_tl.models.stored import stored_folder
+from iconoclast_tl.models.stored import skeleton, stored_folder
 from iconoclast_tl.models.writers import Writer, require_writers
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source
@@ -68,10 +68,16 @@ def require_foldable(workspace: Workspace) -> None:
     _ = workspace.sites  # an architecture whose writers cannot be reached is told here
     require_carried(edited_writers(workspace), settings.edit.affine, settings.edit.row_normalization)
     if settings.fold.merge:
-        model = workspace.model
-        stored_parts(edited_writers(workspace), model.hf, stored_folder(model.name, settings.model.revision))
-        if settings.edit.affine:
-            require_mergeable_bias(model.hf, edited_writers(workspace).values())
+        _require_mergeable(workspace)
+
+
+def _require_mergeable(workspace: Workspace) -> None:
+    settings, model = workspace.settings, workspace.model
+    # Of quantised weights the shapes are not those of the files.
+    hf = model.hf if model.quantization == "none" else skeleton(model.name, settings.model)
+    stored_parts(edited_writers(workspace), hf, stored_folder(model.name, settings.model.revision))
+    if settings.edit.affine:
+        require_mergeable_bias(hf, edited_writers(workspace).values())
 
 
 def _readable(workspace: Workspace) -> SearchConfig:

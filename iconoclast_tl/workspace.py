@@ -27,8 +27,11 @@ from iconoclast_tl.models.batch_size import MOST, BatchSize, fitting
 from iconoclast_tl.models.experts import expert_factors
 from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.loading import LoadedModel, load_model
+from iconoclast_tl.models.offloading import is_offloaded
 from iconoclast_tl.models.post_norm import Gains, post_norm_gains
 from iconoclast_tl.models.sites import Component, Site
+from iconoclast_tl.models.stored import files_digest
+from iconoclast_tl.models.writers import discovered_writers
 from iconoclast_tl.organisms.folder import CONTRAST_FOLDER, is_organism, shipped_folder
 from iconoclast_tl.organisms.grammar import judge
 from iconoclast_tl.prompts.chat import ChatFormat, Tokens
@@ -177,6 +180,8 @@ def open_workspace(
     workspace = Workspace(settings, folder, model, contrast, judge if is_judged(place, settings) else None, track, tell)
     _ = workspace.tokens_digest  # every prompt must render and fit the context before anything is computed
     _ = workspace.experts  # those that are named must be there
+    if is_offloaded(model.hf) and settings.search.method != "tpe":
+        tell("weights are offloaded: a gradient holds those of all layers until it is done; --search tpe does not")
     if settings.directions.file is not None:
         load_directions(Path(settings.directions.file), model.n_layers, model.d_model)
     if manifest is not None:
@@ -277,6 +282,9 @@ def _write_manifest(workspace: Workspace, effective: Effective, before: dict[str
         "dtype": model.dtype,
         "n_layers": model.n_layers,
         "d_model": model.d_model,
+        "commit": getattr(model.hf.config, "_commit_hash", None),
+        "files": files_digest(Path(model.name)) if Path(model.name).is_dir() else None,
+        "writers": discovered_writers(model.hf),
     }
     settings = effective.settings.model_dump(mode="json")
     contrast = workspace.contrast

@@ -226,23 +226,24 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
         return Check(name, None, note="not asked: no routed experts that can be told apart")
     mine = require_writers(model.hf, kind.components)
     try:
-        require_experts_at_hand(model.hf)
+        require_experts_at_hand(model.hf, kind.components)
         require_carried(mine, kind.affine, kind.row_normalization)
     except UserError as error:
         return Check(name, None, note=f"refused: {_first(error)}")
     made, merged, note = make_fold(edit, model), None, ""
     with TemporaryDirectory() as place:
         save_adapter(made, model, Path(place) / "adapter")
-        stored = None
+        plan, stored = None, None
         try:
             if saved:
                 plan = plan_merge(edit, model.hf, stored_folder(model.name))
-                merge_files(plan, Path(place) / "merged")
-                merged, stored = reload_merged(model, Path(place) / "merged"), plan.dtype
             elif not is_offloaded(model.hf):
                 merged = merged_model(made, model)
         except UserError as error:
             note = f"adapter only: {_first(error)}"
+        if plan is not None:
+            merge_files(plan, Path(place) / "merged")
+            merged, stored = reload_merged(model, Path(place) / "merged"), plan.dtype
         found = verify(edit, made, model, rows, Path(place) / "adapter", merged, merged_dtype=stored)
     pairs = [pair for pair in (found.preview_vs_adapter, found.preview_vs_merged) if pair is not None]
     worst = max(pairs, key=lambda pair: pair.max_abs_logit_diff)

@@ -4,8 +4,7 @@ At a site that writes y, a plain edit gives y' = y − Σ_k λ_k v_k (v_kᵀ y);
 y' = y − Σ_k λ_k v_k (v_kᵀ y − c_k), with c_k = v_kᵀ(mean of y over neutral prompts). λ = 0 leaves a site alone, 1
 projects v out, negative strengths amplify. Where a post-norm γ ∘ y / rms(y) stands between y and the stream, γ ∘ v_k,
 orthonormalised, is in the place of v_k: that takes v_k out of the stream. Routed experts may be edited by different
-strengths. `edits.hooks` turns an edit into a preview,
-`edits.factors` into weights.
+strengths. `edits.hooks` turns an edit into a preview, `edits.factors` into weights.
 """
 
 from __future__ import annotations
@@ -89,6 +88,8 @@ class Edit:
                 raise ValueError(f"{name}: got shape {tuple(values.shape)}, want {(k, layers)}")
             if not bool(values.isfinite().all()):
                 raise ValueError(f"{name} is not finite")
+        if self.experts is not None and (len(self.experts) != layers or not bool(self.experts.isfinite().all())):
+            raise ValueError(f"experts: got {tuple(self.experts.shape)}, want finite factors for {layers} layers")
         gram = torch.einsum("kld,jld->lkj", self.directions.double(), self.directions.double())
         lengths = gram.diagonal(dim1=-2, dim2=-1)
         off = gram - torch.diag_embed(lengths)

@@ -8,13 +8,12 @@ of W's row norms:
     full   ΔW ≈ D·rownorm(D⁻¹W − VᵀΛV D⁻¹W) − W    row norms restored; truncated by SVD to `rank`
     always β  = −Vᵀ Λ (V b − c)
 
-`pre` and `full` are oblique: they leave part of V in W' wherever row norms differ, which `share_left` measures.
+`pre` and `full` are oblique: they leave part of V in W' wherever row norms differ, which `along` measures.
 `pre` and `full` are Heretic's names; `full` is grimjim's norm-preserving biprojected ablation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,20 +66,34 @@ def factors(
     return Factors(*_truncate(norms * edited / lengths - w, rank), delta_bias)
 
 
-def share_left(edit: SiteEdit, weights: Float[Tensor, "expert d_model d_in"], changes: Sequence[Factors]) -> float:
-    """‖V W'‖ / ‖V W‖ (Frobenius, over all experts): the share of the directions that is still in the edited matrix.
+@dataclass(frozen=True)
+class Along:
+    """How much of the directions is in matrices: ‖V W‖² before and ‖V W'‖² after, summed over some of them."""
 
-    |1 − λ| for an exact edit with one strength; under `pre` and `full` more or less than that.
-    """
-    v, before, after = edit.directions.double().to(weights.device), list[Tensor](), list[Tensor]()
-    for weight, change in zip(weights.detach(), changes, strict=True):
-        kept = v @ change.b.double()
-        # By columns: a float64 copy of a whole matrix would be what a fold needs most memory for.
-        for columns, a in zip(torch.split(weight, COLUMNS, 1), torch.split(change.a, COLUMNS, 1), strict=True):
-            along = v @ columns.double()
-            before.append(along.norm())
-            after.append((along + kept @ a.double()).norm())
-    return float(torch.stack(after).norm() / torch.stack(before).norm().clamp(min=1e-300))
+    before: float = 0.0
+    after: float = 0.0
+
+    def __add__(self, other: Along) -> Along:
+        return Along(self.before + other.before, self.after + other.after)
+
+    @property
+    def share_left(self) -> float:
+        """‖V W'‖ / ‖V W‖ (Frobenius): the share of the directions that is still in the edited matrices.
+
+        |1 − λ| for an exact edit with one strength; under `pre` and `full` more or less than that.
+        """
+        return float((self.after / max(self.before, 1e-300)) ** 0.5)
+
+
+def along(edit: SiteEdit, weight: Float[Tensor, "d_model d_in"], change: Factors) -> Along:
+    """Of one matrix."""
+    v, found = edit.directions.double().to(weight.device), Along()
+    kept = v @ change.b.double()
+    # By columns: a float64 copy of a whole matrix would be what a fold needs most memory for.
+    for columns, a in zip(torch.split(weight.detach(), COLUMNS, 1), torch.split(change.a, COLUMNS, 1), strict=True):
+        written = v @ columns.double()
+        found += Along(float(written.square().sum()), float((written + kept @ a.double()).square().sum()))
+    return found
 
 
 def _bias_change(edit: SiteEdit, bias: Tensor | None, like: Tensor) -> Tensor | None:

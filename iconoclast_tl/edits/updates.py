@@ -69,8 +69,8 @@ def apply_update(
     """The formula above; computed in float32 at least and returned in y's dtype.
 
     rows: for each row of the batch (y's first axis, or its first part where positions are flattened into it) its
-    candidate; None where there is one candidate. surplus: of the
-    source over y, where routed experts have strengths of their own: Σ_e (f[e] − 1) g_e y_e.
+    candidate; None where there is one candidate. surplus: of the source over y, where routed experts have strengths of
+    their own: Σ_e (f[e] − 1) g_e y_e.
     """
     source = x if update.source == "input" else y if surplus is None else y + surplus
     if rows is not None:

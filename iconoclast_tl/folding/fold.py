@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from torch import Tensor
 
 from iconoclast_tl.edits.edit import Edit
-from iconoclast_tl.edits.factors import Factors, factors, share_left
+from iconoclast_tl.edits.factors import Along, Factors, along, factors
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.offloading import is_offloaded
-from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.sites import WRITERS, Component, Site
 from iconoclast_tl.models.writers import Matrix, Writer, known_writers, require_writers
 
 
@@ -33,7 +33,7 @@ class Change:
     factors: tuple[Factors, ...]
     """Of every expert; one where they are not fused."""
     residual_fraction: float
-    """‖VW'‖/‖VW‖, over all experts together."""
+    """‖VW'‖/‖VW‖, over all experts together that are edited."""
 
     @property
     def has_bias(self) -> bool:
@@ -75,9 +75,12 @@ def make_fold(edit: Edit, model: LoadedModel) -> Fold:
     what experts cannot carry (`require_carried`).
     """
     require_foldable(edit)
-    require_experts_at_hand(model.hf)
+    require_experts_at_hand(model.hf, edit.components)
     writers = require_writers(model.hf, edit.components)
-    return Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
+    fold = Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
+    if not fold.n_matrices:
+        raise nothing_edited()
+    return fold
 
 
 def require_foldable(edit: Edit) -> None:
@@ -89,12 +92,18 @@ def require_foldable(edit: Edit) -> None:
             want="scope writers: o_proj and down_proj can only change what they write",
         )
     if not edit.sites:
-        raise UserError("the edit has no strength other than zero", want="something to fold")
+        raise nothing_edited()
 
 
-def require_experts_at_hand(hf: Any) -> None:
-    """Raise `UserError` for a mixture of experts that is offloaded: PEFT cannot wrap experts that are not there."""
-    if is_offloaded(hf) and not all(writer.is_dense for writer in known_writers(hf).values()):
+def nothing_edited() -> UserError:
+    """What is said of an edit that would leave every weight as it is."""
+    return UserError("the edit has no strength other than zero", want="something to fold")
+
+
+def require_experts_at_hand(hf: Any, components: Collection[Component] = WRITERS) -> None:
+    """Raise `UserError` for edits of experts that are offloaded: PEFT cannot wrap experts that are not there."""
+    writers = [writer for site, writer in known_writers(hf).items() if site.component in components]
+    if is_offloaded(hf) and not all(writer.is_dense for writer in writers):
         raise UserError(
             f"experts of {type(hf).__name__} that are offloaded cannot be folded into an adapter",
             got="weights on the CPU or the disk that are fetched when they are needed",
@@ -141,7 +150,8 @@ def _site_changes(edit: Edit, site: Site, writer: Writer, model: LoadedModel) ->
             )
             for expert, weight in enumerate(weights)
         ]
-        changes.append(Change(matrix, tuple(found), share_left(at, weights, found)))
+        measured = (along(at, w, one) for w, one in zip(weights, found, strict=True) if bool(one.b.any()))
+        changes.append(Change(matrix, tuple(found), sum(measured, Along()).share_left))
     return changes
 
 

@@ -20,31 +20,17 @@ import torch
 from torch import Tensor
 
 from iconoclast_tl.edits.edit import Edit
-from iconoclast_tl.edits.factors import factors, share_left
-from iconoclast_tl.folding.fold import require_carried, require_foldable
+from iconoclast_tl.edits.factors import Along, along, factors
+from iconoclast_tl.folding.fold import nothing_edited, require_carried, require_foldable
 from iconoclast_tl.folding.merge import BIAS_FLAGS, added_biases, apply_factors, require_mergeable_bias
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import read_json, replacing_folder, write_json
 from iconoclast_tl.models.sites import Site
 from iconoclast_tl.models.source import INDEX, SINGLE
-from iconoclast_tl.models.stored import StoredTensor, stored_parameters, weight_files
+from iconoclast_tl.models.stored import COPIED, StoredTensor, stored_parameters, weight_files
 from iconoclast_tl.models.writers import Matrix, Writer, require_writers
 
-COPIED: Final = (
-    "config.json",
-    "generation_config.json",
-    "*token*",
-    "vocab*",
-    "merges.txt",
-    "spiece.model",
-    "chat_template*",
-    "*processor_config.json",
-    "*.py",
-    "LICENSE*",
-    "NOTICE*",
-)
-"""Files of a model that go with its weights."""
 BIASES: Final = "model-biases.safetensors"
 """Where biases go that the base model lacks."""
 
@@ -95,6 +81,8 @@ def plan_merge(edit: Edit, hf: Any, source: Path) -> FileMerge:
     if lacks_bias:
         require_mergeable_bias(hf, affine.values())
     parts = [part for part in stored_parts(writers, hf, source) if _is_edited(edit, part)]
+    if not parts:
+        raise nothing_edited()
     return FileMerge(edit, source, tuple(parts), added_biases(hf) if lacks_bias else {})
 
 
@@ -117,9 +105,9 @@ def _is_edited(edit: Edit, part: Part) -> bool:
 def merge_files(plan: FileMerge, folder: Path, track: Track = silent) -> dict[str, float]:
     """Write the merged model into `folder`, atomically; returns ‖VW'‖/‖VW‖ of every edited parameter, by its path.
 
-    Of experts together, the root mean square over them. Takes the room of the base model on the disk.
+    Takes the room of the base model on the disk, beside what is in `folder` until it is done.
     """
-    left: dict[str, list[float]] = {}
+    left: dict[str, Along] = {}
     with replacing_folder(folder) as temporary:
         files = _copied(plan.source)
         for file in track(files, "copy", len(files)):
@@ -127,12 +115,13 @@ def merge_files(plan: FileMerge, folder: Path, track: Track = silent) -> dict[st
         added = {}
         for part in track(plan.parts, "merge", len(plan.parts)):
             share, bias = _merge_part(plan.edit, part, plan.source, temporary)
-            left.setdefault(part.matrix.path.removesuffix(".weight"), []).append(share)
+            name = part.matrix.path.removesuffix(".weight")
+            left[name] = left.get(name, Along()) + share
             if bias is not None:
                 added[f"{part.matrix.module}.bias"] = bias
         if plan.zeros:
             _add_biases(temporary, plan, added)
-    return {path: float(torch.tensor(shares).square().mean().sqrt()) for path, shares in left.items()}
+    return {path: found.share_left for path, found in left.items()}
 
 
 def _parts(site: Site, matrix: Matrix, stored: Mapping[str, tuple[StoredTensor, ...]], hf: Any) -> Iterator[Part]:
@@ -154,7 +143,7 @@ def _parts(site: Site, matrix: Matrix, stored: Mapping[str, tuple[StoredTensor, 
         yield Part(site, matrix, weight, bias, expert if n else None, expert if whole and n else None)
 
 
-def _merge_part(edit: Edit, part: Part, source: Path, target: Path) -> tuple[float, Tensor | None]:
+def _merge_part(edit: Edit, part: Part, source: Path, target: Path) -> tuple[Along, Tensor | None]:
     """What is left of the directions, and b' where the files have no bias to hold it."""
     at, turned = edit.at(part.site), part.matrix.transposed
     at = at if part.expert is None else at.of_expert(part.expert)
@@ -166,7 +155,7 @@ def _merge_part(edit: Edit, part: Part, source: Path, target: Path) -> tuple[flo
     part.weight.write(target, edited.mT if turned else edited, part.slice)
     if changed is not None and part.bias is not None:
         part.bias.write(target, changed, part.slice)
-    return share_left(at, weight[None], [change]), changed if part.bias is None else None
+    return along(at, weight, change), changed if part.bias is None else None
 
 
 def _copied(source: Path) -> list[str]:

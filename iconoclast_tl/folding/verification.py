@@ -143,21 +143,25 @@ def agreement_on_quantised(
 ) -> Agreement:
     """The preview on quantised weights against the adapter on them, which was made of full-precision ones.
 
-    They differ by vᵀ(W − W_q), by what quantising moved along the directions. The tolerance is the format's own noise:
-    the largest difference that quantising makes to any logit of the unedited model.
+    They differ by vᵀ(W − W_q), by what quantising moved along the directions. The tolerance is the format's own noise,
+    the largest difference that quantising makes to any logit of the unedited model, but never more than a quarter of
+    the edit's own effect: an adapter with other strengths is none that rounding explains.
     """
-    differences, noise = list[float](), list[float]()
+    differences, noise, effect = list[float](), list[float](), list[float]()
 
     def compare(batch: TokenBatch) -> None:
         inputs, real = quantised.inputs(batch), batch.attention_mask.bool()
         with preview(edit, hf_sites(quantised.hf, edit.components)):
             expected = _logits(quantised.hf, inputs, real)
-        noise.append(_difference(_logits(quantised.hf, inputs, real), _logits(full.hf, full.inputs(batch), real)))
+        base = _logits(quantised.hf, inputs, real)
+        effect.append(_difference(expected, base))
+        noise.append(_difference(base, _logits(full.hf, full.inputs(batch), real)))
         with loaded_adapter(quantised, adapter) as wrapped:
             differences.append(_difference(expected, _logits(wrapped, inputs, real)))
 
     over_batches(compare, rows, quantised.pad_id, batch_size)
-    return Agreement(float(torch.tensor(differences).max()), float(torch.tensor(noise).max()))
+    largest, allowed, made = (float(torch.tensor(values).max()) for values in (differences, noise, effect))
+    return Agreement(largest, min(allowed, made / 4))
 
 
 def fidelity_tolerance(dtype: torch.dtype, scale: float, effect: float) -> float:
@@ -177,7 +181,7 @@ def reload_merged(model: LoadedModel, merged: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     where = getattr(model.hf, "hf_device_map", None)
-    if where is None or len(set(where.values())) == 1:
+    if where is None or (len(set(where.values())) == 1 and not is_offloaded(model.hf)):
         reloaded = AutoModelForCausalLM.from_pretrained(str(merged), dtype=model.hf.dtype)
         return reloaded.to(model.device).eval()
     options = placement(where, None)

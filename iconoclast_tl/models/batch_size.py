@@ -3,6 +3,7 @@
 A forward pass over n rows needs about a + b·n bytes. Batches of 1, 2, 4, … rows are tried until as many as are ever
 asked for would fit in any case, the next would not fit, or two steps agree on b; from then on the line is followed.
 What is remembered is the line and not the number of rows: how much memory is free differs from day to day.
+Differences that are lost in the noise of the process's size are not believed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -47,6 +48,8 @@ class Line:
 
     fixed: float
     per_row: float
+    lasting: bool = True
+    """Whether it is the model's own, and not what another process left of the memory."""
 
     def rows(self, free: int) -> int:
         """The largest power of two that takes no more than its share of `free`, from 1 to `MOST`."""
@@ -84,7 +87,8 @@ def fitting(model: LoadedModel, length: int, kept: int, track: Track = silent) -
     if line is None:
         kept = min(kept, length)
         line = measure_line(lambda rows: meter.peak(lambda: _pass(model, rows, length, kept)), meter.free, track)
-        _remember(key, line)
+        if line.lasting:
+            _remember(key, line)
     return Fit(line.rows(meter.free), line.per_row, meter.free)
 
 
@@ -98,8 +102,9 @@ def measure_line(peak: Callable[[int], int], free: int, track: Track = silent) -
             if not used:
                 raise
             torch.cuda.empty_cache()
-            return Line(0.0, SHARE * free / (rows // 2))  # there is less than was said to be free: half of this fits
-        if used[-1] * (MOST / rows) <= SHARE * free:
+            # There is less than was said to be free, perhaps for this moment only: half of this fits.
+            return Line(0.0, SHARE * free / (rows // 2), lasting=False)
+        if used[-1] >= NOISE and used[-1] * (MOST / rows) <= SHARE * free:
             return Line(0.0, used[-1] / rows)  # a batch of m·n rows takes at most m times what one of n takes
         line = _last(used)
         # Of one batch alone it is not known what part of it grows: two rows are tried where twice as much fits at all.
@@ -160,7 +165,8 @@ def _all_remembered() -> dict[str, dict[str, float]]:
 
 def _remembered(key: str) -> Line | None:
     try:
-        return Line(**_all_remembered()[key])
+        known = _all_remembered()[key]
+        return Line(known["fixed"], known["per_row"])
     except (KeyError, TypeError):
         return None
 
@@ -169,4 +175,4 @@ def _remember(key: str, line: Line) -> None:
     from iconoclast_tl.foundation.errors import UserError
 
     with suppress(UserError):  # where nothing can be written it is measured again
-        write_json(_file(), {**_all_remembered(), key: asdict(line)})
+        write_json(_file(), {**_all_remembered(), key: {"fixed": line.fixed, "per_row": line.per_row}})

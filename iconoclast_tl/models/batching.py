@@ -38,8 +38,8 @@ class Room:
             part = items[start : start + self.rows]
             try:
                 result = work(part)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
+            except RuntimeError as error:
+                if len(part) == 1 or not _is_out_of_memory(error):
                     raise
             else:
                 start += len(part)
@@ -49,6 +49,11 @@ class Room:
             torch.cuda.empty_cache()
             self.rows = -(-len(part) // 2)
             log.warning("out of memory with %d rows at once; going on with %d", len(part), self.rows)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On the CPU torch has no error of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def over_batches(

@@ -47,7 +47,17 @@ def discover(hf: Any, is_linear: Any) -> Found:
     """One linear for every site of every layer, where exactly two are found in it; other layers are left out.
 
     is_linear: tells modules that are linear. Runs the model on a few tokens once for every name of a linear in a layer.
+    Empty where that cannot be done, such as for linears that see a part of the tokens (experts).
     """
+    try:
+        return _discover(hf, is_linear)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a foreign architecture may fail in any way
+        return {}
+
+
+def _discover(hf: Any, is_linear: Any) -> Found:
     prefix, layers = decoder_layer_list(hf)
     width = hf.config.get_text_config().hidden_size
     inside = [
@@ -116,8 +126,10 @@ def _hooked(
         return hook
 
     def compare(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        before = (args[0] if args else kwargs["hidden_states"]).float()
         after = (output[0] if isinstance(output, tuple) else output).float()
+        before = (
+            (args[0] if args else kwargs["hidden_states"]).float().to(after.device)
+        )  # of the layer before, elsewhere
         changes.append(float(((after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-30)).max()))
 
     handles = [hf.get_submodule(path).register_forward_hook(silence(path)) for path in watched]

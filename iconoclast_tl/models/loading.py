@@ -145,6 +145,10 @@ def load_model(config: ModelConfig, path: str | None = None) -> LoadedModel:
 
 
 def _device(config: ModelConfig) -> str:
+    if config.max_memory is not None and config.device_map is None:
+        raise UserError(
+            "model.max_memory says how `device_map` places a model", mend="pass --set model.device_map=auto"
+        )
     if config.device_map not in (None, *PLACEMENTS):
         _require_device(str(config.device_map))
     if config.device != "auto":
@@ -179,8 +183,8 @@ def load_config(name: str, config: ModelConfig) -> Any:
 
     try:
         return AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except _loading_errors() as error:
-        raise _not_loaded(name, error) from error
+    except loading_errors() as error:
+        raise not_loaded(name, error) from error
 
 
 def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind: Any) -> Any:
@@ -203,8 +207,8 @@ def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind:
         options["quantization_config"] = Mxfp4Config(dequantize=True)
     try:
         hf, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
-    except _loading_errors() as error:
-        raise _not_loaded(name, error) from error
+    except loading_errors() as error:
+        raise not_loaded(name, error) from error
     _require_same_layers(name, hf, found)
     if hf.config.architectures is None:  # TransformerLens chooses its adapter by it
         hf.config.architectures = [type(hf).__name__]
@@ -213,7 +217,8 @@ def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind:
     return hf
 
 
-def _not_loaded(name: str, error: Exception) -> UserError:
+def not_loaded(name: str, error: Exception) -> UserError:
+    """What is said of a model that a library could not load."""
     return UserError(
         f"cannot load the model {name}",
         got=_first_line(error),
@@ -260,7 +265,7 @@ def _load_tokenizer(name: str, config: ModelConfig) -> Any:
         return AutoTokenizer.from_pretrained(
             name, revision=config.revision, trust_remote_code=config.trust_remote_code, padding_side="left"
         )
-    except _loading_errors() as error:
+    except loading_errors() as error:
         raise UserError(f"cannot load the tokenizer of {name}", got=_first_line(error)) from error
 
 
@@ -318,7 +323,7 @@ def _samples(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}{shape}", flat[:: max(flat.numel() // 64, 1)][:64]
 
 
-def _loading_errors() -> tuple[type[Exception], ...]:
+def loading_errors() -> tuple[type[Exception], ...]:
     """What libraries raise for a folder or hub id that cannot be had, or whose files do not fit each other."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 
 SAMPLED_EVERY = 0.002
 """Seconds between two looks at the process's size, where there is no counter of the largest."""
-GROUP_LIMIT, GROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-"""Where Linux tells a container what it may use, and what it uses."""
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux says what a container may use and uses, and in which groups this process is."""
 
 
 class Meter:
@@ -83,11 +83,37 @@ def _resident() -> int:
 
 
 def _free_here() -> int:
-    """Of the machine, or of the container where that may use less."""
+    """Of the machine, or of the container or batch job where that may use less."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What every control group of this process leaves; files that were only read count as free."""
     try:
-        return min(free, int(GROUP_LIMIT.read_text()) - int(GROUP_USED.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free
+        lines = OWN_GROUP.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        names = ("memory.max", "memory.current", "inactive_file ")
+        if controllers:  # the first version
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+        root = GROUPS / controllers
+        place = root / path.lstrip("/")
+        for folder in (place, *place.parents):
+            if folder.is_relative_to(root):
+                yield from _left_in(folder, *names)
+
+
+def _left_in(folder: Path, limit: str, used: str, cached: str) -> Iterator[int]:
+    try:
+        most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+        stat = (folder / "memory.stat").read_text().splitlines()
+        kept = sum(int(line.split()[1]) for line in stat if line.startswith(cached))
+    except (OSError, ValueError):  # no such group here, or one without a limit ("max")
+        return
+    yield most - now + kept

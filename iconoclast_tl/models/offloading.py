@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -51,9 +50,11 @@ def placement(device_map: str | Mapping[str, Any], max_memory: Mapping[str, str]
     return {"device_map": device_map, "max_memory": limits or None, "offload_folder": _folder()}
 
 
-@cache
 def _folder() -> str:
-    """Where offloaded weights go that cannot be read from the model's own files; gone when the process ends."""
+    """Where offloaded weights go that cannot be read from the model's own files; gone when the process ends.
+
+    One for every load: another model's weights of the same names would take their places.
+    """
     folder = tempfile.mkdtemp(prefix="iconoclast_tl-offload-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

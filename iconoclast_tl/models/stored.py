@@ -7,6 +7,7 @@ its renaming says which tensors of the files are which parameter.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import ModelConfig, load_config
+from iconoclast_tl.models.loading import ModelConfig, load_config, loading_errors, not_loaded
 from iconoclast_tl.models.source import INDEX, SINGLE, require_causal, require_complete_folder
 
 _DTYPES: Final[Mapping[str, torch.dtype]] = {
@@ -27,6 +28,23 @@ _DTYPES: Final[Mapping[str, torch.dtype]] = {
     "BF16": torch.bfloat16,
 }
 """What safetensors calls the dtypes that can be edited."""
+COPIED: Final = (
+    "config.json",
+    "generation_config.json",
+    "*token*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "tekken.json",
+    "chat_template*",
+    "*processor_config.json",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Files of a model that go with its weights."""
+SAMPLED: Final = 64
+"""Places of a file of which some bytes are looked at to know it again."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +113,40 @@ def weight_files(folder: Path) -> list[str]:
 def stored_folder(name: str, revision: str | None = None) -> Path:
     """The folder that holds a model's files: itself, or where the hub's were put, fetched if need be.
 
-    Raises `UserError` for a hub id that cannot be had.
+    Of a hub's repository only what makes the model: many hold the weights in several forms. Raises `UserError` for a
+    hub id that cannot be had, and for files that are missing or damaged.
     """
     place = Path(name).expanduser()
-    if place.is_dir():
-        return place
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    if not place.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot have the files of {name}", got=line, want="a folder or a hub id") from error
+        try:
+            place = Path(snapshot_download(name, revision=revision, allow_patterns=[INDEX, *COPIED]))
+            weights = weight_files(place) if (place / INDEX).is_file() else [SINGLE]
+            place = Path(snapshot_download(name, revision=revision, allow_patterns=[INDEX, *COPIED, *weights]))
+        except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
+            line = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"cannot have the files of {name}", got=line, want="a folder or a hub id") from error
+    require_complete_folder(str(place))
+    return place
+
+
+def files_digest(folder: Path) -> str:
+    """SHA-256 over config.json and, of every file of weights, its length, its header and some of its bytes.
+
+    Tells whether files are those that a run was made with; of 64 places, since a large model must not be read twice.
+    """
+    state = hashlib.sha256((folder / "config.json").read_bytes())
+    for name in weight_files(folder):
+        size = (folder / name).stat().st_size
+        with (folder / name).open("rb") as file:
+            state.update(f"{name} {size}".encode())
+            state.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            for place in range(SAMPLED):
+                file.seek(place * size // SAMPLED)
+                state.update(file.read(64))
+    return state.hexdigest()
 
 
 def skeleton(name: str, config: ModelConfig) -> Any:
@@ -122,8 +160,11 @@ def skeleton(name: str, config: ModelConfig) -> Any:
     require_complete_folder(name)
     kind = load_config(name, config)
     require_causal(name, kind)
-    with init_empty_weights(include_buffers=True):
-        hf = AutoModelForCausalLM.from_config(kind, trust_remote_code=config.trust_remote_code)
+    try:
+        with init_empty_weights(include_buffers=True):
+            hf = AutoModelForCausalLM.from_config(kind, trust_remote_code=config.trust_remote_code)
+    except loading_errors() as error:
+        raise not_loaded(name, error) from error
     return hf.eval().requires_grad_(False)
 
 
@@ -133,9 +174,16 @@ def _tensors(folder: Path) -> list[StoredTensor]:
 
 def _tensors_of(folder: Path, file: str) -> list[StoredTensor]:
     """Of one file: eight bytes that say how long the header is, the header in JSON, then the tensors' bytes."""
-    with (folder / file).open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / file, framework="pt"):  # looks whether header and length of the file fit each other
+            pass
+        with (folder / file).open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"cannot read {file} of {folder}", got=error, mend="fetch the model again") from error
     return [
         StoredTensor(file, name, _DTYPES[about["dtype"]], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
         for name, about in header.items()

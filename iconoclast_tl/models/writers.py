@@ -147,6 +147,21 @@ def _look(hf: Any, components: Collection[Component]) -> Iterator[tuple[Site, Wr
                 yield site, found if isinstance(found, Writer) else _discovered(hf).get(site, found)
 
 
+def discovered_writers(hf: Any) -> dict[str, str]:
+    """Paths of writers that are not known by name, by site: for a skeleton without weights, which cannot be asked."""
+    return {str(site): writer.module for site, writer in _DISCOVERED.get(hf, {}).items()}
+
+
+def know_writers(hf: Any, paths: Mapping[str, str]) -> None:
+    """Take what `discovered_writers` said of the same model with its weights."""
+    _DISCOVERED[hf] = {
+        Site(int(site.partition(".")[0]), component): Writer(path, (_linear(hf.get_submodule(path), path),))
+        for site, path in paths.items()
+        for component in WRITERS
+        if site.endswith(component)
+    }
+
+
 def _discovered(hf: Any) -> Mapping[Site, Writer]:
     """Writers under names that are not known, where the model can be run; looked for once."""
     if hf not in _DISCOVERED:

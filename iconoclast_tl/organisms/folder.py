@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iconoclast_tl.foundation.storage import read_json
 from iconoclast_tl.organisms.config import OrganismConfig
 from iconoclast_tl.organisms.contrast import CONTRAST_SEED, build_contrast, write_contrast
 from iconoclast_tl.organisms.grammar import FAMILY_FINALS, GRAMMAR_VERSION
@@ -49,7 +50,7 @@ def holds(folder: Path, config: OrganismConfig) -> bool:
     """Whether `folder` holds the organism of this training, so that it need not be trained again."""
     if not is_organism(folder):
         return False
-    found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    found = read_json(folder / MANIFEST_NAME)
     return bool(found == json.loads(json.dumps(manifest_of(config))))
 
 

@@ -48,7 +48,7 @@ def fidelity_table(fidelity: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for key, label in (
         ("preview_vs_adapter", "preview = adapter"),
-        ("preview_vs_merged", f"preview = merged, {fidelity['merged_dtype']}"),
+        ("preview_vs_merged", f"preview = merged, {fidelity.get('merged_dtype', 'in the dtype of the run')}"),
         ("on_quantised", "preview = adapter, quantised"),
     ):
         if fidelity.get(key):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from iconoclast_tl.edits.edit import SiteEdit
-from iconoclast_tl.edits.factors import factors, share_left
+from iconoclast_tl.edits.factors import along, factors
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.writers import dense_weight
 from tests.reference.edits import best_of_rank, edited_weight
@@ -77,7 +77,7 @@ def test_the_bias_is_moved_towards_the_centre() -> None:
 def test_what_is_left_of_the_direction_is_measured() -> None:
     def left(row_normalization: str, strength: float) -> float:
         edit = site_edit(strength=strength)
-        return share_left(edit, WEIGHT[None], [factors(edit, WEIGHT, None, row_normalization, 3)])
+        return along(edit, WEIGHT, factors(edit, WEIGHT, None, row_normalization, 3)).share_left
 
     assert left("none", 1.0) < 1e-12
     assert left("none", 0.3) == pytest.approx(0.7)

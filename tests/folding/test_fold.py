@@ -197,8 +197,7 @@ def test_files_in_half_precision_are_allowed_their_own_rounding_and_no_more(
     assert found.preview_vs_merged is not None
     assert 1e-4 < found.preview_vs_merged.max_abs_logit_diff < found.preview_vs_merged.tolerance < 1e-1
     assert found.preview_vs_adapter.tolerance == 1e-4
-    slightly = merge_files(plan_merge(scaled(edit, 1.005), model.hf, folder), tmp_path / "wrong")
-    assert slightly
+    merge_files(plan_merge(scaled(edit, 1.005), model.hf, folder), tmp_path / "wrong")
     wrong = reload_merged(model, tmp_path / "wrong")
     assert not verify(edit, fold, model, rows, tmp_path / "adapter", wrong, merged_dtype=plan.dtype).ok
 
@@ -214,8 +213,8 @@ def test_on_quantised_weights_an_adapter_is_its_preview_within_the_formats_noise
     right = agreement_on_quantised(edit, model, llama, rows, tmp_path / "right")
     wrong = agreement_on_quantised(edit, model, llama, rows, tmp_path / "wrong")
     assert right.ok
-    assert 0 < 2 * right.max_abs_logit_diff < right.tolerance == wrong.tolerance
-    assert wrong.max_abs_logit_diff > 2 * right.max_abs_logit_diff
+    assert 0 < right.max_abs_logit_diff < right.tolerance == wrong.tolerance
+    assert not wrong.ok
 
 
 def test_half_precision_still_tells_a_wrong_adapter(

@@ -17,8 +17,9 @@ from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel, ModelConfig
+from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
 from iconoclast_tl.models.stored import skeleton, stored_folder, stored_parameters, weight_files
+from iconoclast_tl.models.writers import discovered_writers, know_writers, require_writers
 from tests.architectures import save_architecture
 
 Load = Callable[..., LoadedModel]
@@ -29,8 +30,10 @@ LAYOUTS = (
     "GPT-2",
     "Gemma 3 (image and text)",
     "DeepSeek-V3 (MLA, shared experts, first layer dense)",
+    "OPT",
 )
-"""Dense, experts stored one by one, experts stored together and turned round with biases, Conv1D, a prefix, shared."""
+"""Dense, experts stored one by one, experts stored together and turned round with biases, Conv1D, a prefix, shared
+experts, names that are not known."""
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -58,7 +61,16 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 def merged_to(folder: Path, edit: Any, target: Path) -> dict[str, float]:
     """As the command does it: from a skeleton without weights."""
-    return merge_files(plan_merge(edit, skeleton(str(folder), ModelConfig()), folder), target)
+    hf = skeleton(str(folder), ModelConfig())
+    know_writers(hf, _discovered_in(folder))
+    return merge_files(plan_merge(edit, hf, folder), target)
+
+
+def _discovered_in(folder: Path) -> dict[str, str]:
+    """What a run's manifest says of writers under names that are not known."""
+    model = load_model(ModelConfig(name=str(folder), device="cpu"))
+    require_writers(model.hf)
+    return discovered_writers(model.hf)
 
 
 def test_files_hold_what_the_model_merged_in_memory_holds(folder: Path, load: Load, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from iconoclast_tl.doctor.checks import examine, random_edit
+from iconoclast_tl.doctor.checks import Kind, examine, fold, random_edit
+from iconoclast_tl.doctor.stream import random_rows
 from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
@@ -64,6 +65,23 @@ def test_experts_on_the_disk_are_told_before_anything_is_computed(tmp_path: Path
     model = offloaded(save_architecture(tmp_path / "model", "Mixtral"))
     with pytest.raises(UserError, match="offloaded cannot be folded into an adapter"):
         make_fold(random_edit(model), model)
+    assert fold(model, random_rows(model), Kind("attention", ("attn_out",))).ok  # attention is at hand
+
+
+def test_a_second_model_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    """Experts are fused on loading, and so kept in files of their own under the same names."""
+    first = offloaded(save_architecture(tmp_path / "first", "Mixtral"))
+    ids = torch.tensor([[5, 9, 3]])
+    with torch.no_grad():
+        before = first.hf(ids).logits
+        offloaded(save_architecture(tmp_path / "second", "Mixtral", seed=1))
+        assert torch.equal(first.hf(ids).logits, before)
+
+
+def test_limits_without_a_placement_are_a_mistake(tmp_path: Path) -> None:
+    folder = save_architecture(tmp_path / "model", "Llama")
+    with pytest.raises(UserError, match=r"pass --set model\.device_map=auto"):
+        load_model(ModelConfig(name=str(folder), max_memory=LIMIT))
 
 
 def test_a_model_in_memory_is_not_offloaded(llama: LoadedModel) -> None:

@@ -93,7 +93,7 @@ def test_experts_that_do_not_say_which_way_round_they_are_stored_are_refused() -
 
 def test_a_layer_without_a_known_writer_is_refused(llama: LoadedModel) -> None:
     mlp = llama.hf.model.layers[1].mlp
-    mlp.add_module("outward", mlp._modules.pop("down_proj"))
+    mlp.add_module("outward", mlp._modules.pop("down_proj"))  # so that it cannot be asked what it computes either
     with pytest.raises(UserError, match=r"model\.layers\.1 of LlamaForCausalLM has no linear that is known to write"):
         require_writers(llama.hf)
     assert Site(1, "mlp_out") not in known_writers(llama.hf)

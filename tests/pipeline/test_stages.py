@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,46 @@ def test_a_run_keeps_the_batch_size_that_was_measured_for_it(
     with open_workspace(options, None, tmp_path / "other", say=said.append) as workspace:
         assert workspace.rows_at_once("auto") == 4
     assert "batches of 4: a row takes 2 MB, 0.1 GB are free" in said
+
+
+def test_a_merge_is_of_the_model_that_was_searched(options: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(options["model"]["name"], folder)
+    options = merge(options, {"model": {"name": str(folder)}})
+    with opened(options, tmp_path / "run") as workspace:
+        searched(workspace)
+        run, settings = workspace.folder, workspace.settings
+    (run.path / ".merged.0123abcd").mkdir()  # of a merge that was killed
+    done = pipeline.merge(run, settings)
+    assert run.read_results()["merged"] == {"edit": done["edit"]}
+    assert not (run.path / ".merged.0123abcd").exists()
+    with opened(options, tmp_path / "run") as workspace:
+        pipeline.fold(workspace, pipeline.chosen_edit(workspace))
+    assert (run.merged / "model.safetensors").is_file()  # of the same edit, and perhaps hours of copying
+    before = (run.merged / "model.safetensors").read_bytes()
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    with pytest.raises(UserError, match="are not those that the run was made with"):
+        pipeline.merge(run, settings)
+    assert (run.merged / "model.safetensors").read_bytes() == before
+
+
+def test_a_merge_of_a_quantised_run_is_of_full_precision(options: dict[str, Any], tmp_path: Path) -> None:
+    changes = ("model.quantization=4bit", "edit.row_normalization=none", "fold.merge=true")
+    with opened(options, tmp_path / "run", *changes) as workspace:
+        results = pipeline.run(workspace)
+    assert results["fidelity"]["preview_vs_merged"]["ok"]
+    assert results["fidelity"]["merged_dtype"] == "float32"
+
+
+def test_a_folder_of_an_earlier_version_is_shown(options: dict[str, Any], tmp_path: Path) -> None:
+    from iconoclast_tl.report.tables import fidelity_table
+
+    with opened(options, tmp_path / "run", "fold.merge=true") as workspace:
+        fidelity = pipeline.run(workspace)["fidelity"]
+    del fidelity["merged_dtype"], fidelity["on_quantised"]
+    assert fidelity_table(fidelity).row_count == 3
 
 
 @pytest.mark.parametrize("estimator", ["mean", "median"])
