@@ -205,7 +205,9 @@ def uniform_edit(
     config = workspace.settings.edit.model_copy(update={"row_normalization": "none"})
     strengths: dict[Component, Tensor] = {c: uniform(strength, list(layers), n_layers) for c in WRITERS}
     vectors = directions.at(point).expand(1, n_layers, -1)
-    return make_edit(vectors, strengths, config, activations.neutral_means, workspace.gains, workspace.experts)
+    return make_edit(
+        vectors, strengths, config, activations.neutral_means, workspace.gains, workspace.experts, workspace.parts
+    )
 
 
 def preview_edit(workspace: Workspace, edit: Edit) -> Compared:

@@ -35,6 +35,7 @@ def search_job(workspace: Workspace, directions: Directions, activations: Activa
             activations.neutral_means,
             workspace.gains,
             workspace.experts,
+            workspace.parts,
         ),
         _readable(workspace),
         settings.seed,
@@ -67,6 +68,7 @@ def require_foldable(workspace: Workspace) -> None:
         )
     _ = workspace.sites  # an architecture whose writers cannot be reached is told here
     require_carried(edited_writers(workspace), settings.edit.affine, settings.edit.row_normalization)
+    _require_plain_parts(workspace)
     if settings.fold.merge:
         _require_mergeable(workspace)
 
@@ -80,11 +82,21 @@ def _require_mergeable(workspace: Workspace) -> None:
         require_mergeable_bias(hf, edited_writers(workspace).values())
 
 
+def _require_plain_parts(workspace: Workspace) -> None:
+    edit = workspace.settings.edit
+    if workspace.parts and (edit.affine or edit.row_normalization != "none"):
+        raise UserError(
+            "single heads and neurons take plain edits",
+            got="edit.affine" if edit.affine else f"edit.row_normalization {edit.row_normalization}",
+            mend="pass --set edit.affine=false --set edit.row_normalization=none",
+        )
+
+
 def _readable(workspace: Workspace) -> SearchConfig:
-    """The search's settings, without row normalisations that quantised weights and experts have not."""
+    """The search's settings, without row normalisations that quantised weights, experts and single heads have not."""
     search = workspace.settings.search
     dense = all(writer.is_dense for writer in edited_writers(workspace).values())
-    if dense and workspace.settings.model.quantization == "none":
+    if dense and not workspace.parts and workspace.settings.model.quantization == "none":
         return search
     return search.model_copy(update={"outer": search.outer.model_copy(update={"row_normalizations": ("none",)})})
 
@@ -109,7 +121,11 @@ def edited_writers(workspace: Workspace) -> dict[Site, Writer]:
 
 
 def _affine_can_be_kept(workspace: Workspace) -> bool:
-    """Whether an affine edit can become all that was asked for: experts cannot carry it, merged weights need biases."""
+    """Whether an affine edit can become all that was asked for: experts, single heads and neurons cannot carry it, and
+    merged weights need biases.
+    """
+    if workspace.parts:
+        return False
     try:
         require_carried(edited_writers(workspace), affine=True, row_normalization="none")
         if workspace.settings.fold.merge:

@@ -24,10 +24,10 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import write_json
 from iconoclast_tl.models.batch_size import MOST, BatchSize, fitting
-from iconoclast_tl.models.experts import expert_factors
 from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.loading import LoadedModel, load_model
 from iconoclast_tl.models.offloading import is_offloaded
+from iconoclast_tl.models.parts import expert_factors, head_factors, neuron_factors
 from iconoclast_tl.models.post_norm import Gains, post_norm_gains
 from iconoclast_tl.models.sites import Component, Site
 from iconoclast_tl.models.stored import files_digest
@@ -81,6 +81,16 @@ class Workspace:
         """Factors of the strengths at routed experts, where not all of them are to be edited."""
         chosen = self.settings.edit.experts
         return None if chosen is None else expert_factors(chosen, self.model.hf)
+
+    @cached_property
+    def parts(self) -> dict[Component, Float[Tensor, "layer part"]]:
+        """Factors of the strengths at heads and neurons, where not all of them are to be edited."""
+        edit, found = self.settings.edit, dict[Component, Tensor]()
+        if edit.heads is not None:
+            found["attn_out"] = head_factors(edit.heads, self.model.hf)
+        if edit.neurons is not None:
+            found["mlp_out"] = neuron_factors(edit.neurons, self.model.hf)
+        return found
 
     def questions(self, prompts: tuple[Prompt, ...]) -> Questions:
         """Prompts with their tokens, checked against the context and the response budget."""
@@ -179,7 +189,7 @@ def open_workspace(
         tell(note)
     workspace = Workspace(settings, folder, model, contrast, judge if is_judged(place, settings) else None, track, tell)
     _ = workspace.tokens_digest  # every prompt must render and fit the context before anything is computed
-    _ = workspace.experts  # those that are named must be there
+    _ = workspace.experts, workspace.parts  # those that are named must be there
     if is_offloaded(model.hf) and settings.search.method != "tpe":
         tell("weights are offloaded: a gradient holds those of all layers until it is done; --search tpe does not")
     if settings.directions.file is not None:

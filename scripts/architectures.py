@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- architectures -->", "<!-- /architectures -->"
 COLUMNS = (
-    "architecture", "transformers", "writers", "TransformerLens", "affine", "row norms", "single experts",
+    "architecture", "transformers", "writers", "TransformerLens", "affine", "row norms", "by themselves",
     "largest difference",
 )  # fmt: skip
 
@@ -53,7 +53,7 @@ def row(name: str) -> list[str]:
         "equal" if checks["TransformerLens"].ok else "not used",
         "–" if affine.ok is None else "adapter" if affine.note else "adapter, merged",
         "–" if checks["fold: rows pre"].ok is None else "pre, full",
-        "–" if checks["fold: experts"].ok is None else "yes",
+        ", ".join(part for part in ("heads", "neurons", "experts") if checks[f"fold: {part}"].ok),
         f"{max(folds):.0e}",
     ]
 

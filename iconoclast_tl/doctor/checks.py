@@ -26,10 +26,10 @@ from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.folding.verification import reload_merged, verify
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.experts import routed_experts
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.offloading import is_offloaded
+from iconoclast_tl.models.parts import neurons, query_heads, routed_experts
 from iconoclast_tl.models.post_norm import post_norm_gains
 from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.models.sites import WRITERS, Component, Site
@@ -66,6 +66,8 @@ class Kind:
     row_normalization: RowNormalization = "none"
     experts: bool = False
     """With strengths of its own at each routed expert."""
+    parts: bool = False
+    """With strengths of its own at each head, or at each neuron."""
     n_layers: int | None = 3
     """How many are edited, evenly spaced, since a layer is edited like any other; None: all."""
 
@@ -79,6 +81,8 @@ KINDS = (
     Kind("attention", ("attn_out",)),
     Kind("MLP", ("mlp_out",)),
     Kind("plain", n_layers=None),
+    Kind("heads", ("attn_out",), parts=True),
+    Kind("neurons", ("mlp_out",), parts=True),
     Kind("experts", ("mlp_out",), experts=True),
     Kind("affine", affine=True),
     Kind("rows pre", row_normalization="pre"),
@@ -128,9 +132,19 @@ def random_edit(model: LoadedModel, kind: Kind = Kind("plain"), seed: int = 1) -
     strengths = {name: values * edited * (name in kind.components) for name, values in drawn.items()}
     means = {name: torch.randn(n_layers, width, generator=generator) for name in WRITERS}
     config = EditConfig(affine=kind.affine, row_normalization=kind.row_normalization)
-    there = routed_experts(model.hf)
-    factors = torch.rand(n_layers, max(there.values()), generator=generator) if kind.experts and there else None
-    return make_edit(directions, strengths, config, means, post_norm_gains(model.hf), factors)
+    experts = _random_factors(routed_experts(model.hf), n_layers, generator) if kind.experts else None
+    there: dict[Component, dict[int, int]] = {"attn_out": query_heads(model.hf), "mlp_out": neurons(model.hf)}
+    drawn_parts = {name: _random_factors(there[name], n_layers, generator) for name in kind.components if kind.parts}
+    parts = {name: factors for name, factors in drawn_parts.items() if factors is not None}
+    return make_edit(directions, strengths, config, means, post_norm_gains(model.hf), experts, parts)
+
+
+def _random_factors(there: Mapping[int, int], n_layers: int, generator: torch.Generator) -> Tensor | None:
+    """From 0 to 1 for every part of the layers that have any; 0 in the others."""
+    if not there:
+        return None
+    of_layer = torch.tensor([float(layer in there) for layer in range(n_layers)])
+    return torch.rand(n_layers, max(there.values()), generator=generator) * of_layer[:, None]
 
 
 def writers(model: LoadedModel, components: Collection[Component] = WRITERS) -> Check:
@@ -224,6 +238,8 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
         return Check(name, None, note=FULL_PRECISION)
     if kind.experts and not routed_experts(model.hf):
         return Check(name, None, note="not asked: no routed experts that can be told apart")
+    if kind.parts and not edit.parts:
+        return Check(name, None, note="not asked: no dense layers")
     mine = require_writers(model.hf, kind.components)
     try:
         require_experts_at_hand(model.hf, kind.components)

@@ -3,8 +3,8 @@
 At a site that writes y, a plain edit gives y' = y − Σ_k λ_k v_k (v_kᵀ y); an affine one ablates towards a centre c,
 y' = y − Σ_k λ_k v_k (v_kᵀ y − c_k), with c_k = v_kᵀ(mean of y over neutral prompts). λ = 0 leaves a site alone, 1
 projects v out, negative strengths amplify. Where a post-norm γ ∘ y / rms(y) stands between y and the stream, γ ∘ v_k,
-orthonormalised, is in the place of v_k: that takes v_k out of the stream. Routed experts may be edited by different
-strengths. `edits.hooks` turns an edit into a preview, `edits.factors` into weights.
+orthonormalised, is in the place of v_k: that takes v_k out of the stream. Routed experts, heads and neurons may be
+edited by different strengths. `edits.hooks` turns an edit into a preview, `edits.factors` into weights.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class EditConfig(StageConfig):
     """Rank of the LoRA factors under `full`."""
     experts: tuple[str, ...] | None = None
     """Of the routed experts only these, each as `layer.expert`, such as `2.0`; unset: all. Plain edits only."""
+    heads: tuple[str, ...] | None = None
+    """Of the attention heads only these, each as `layer.head`, such as `2.0`; unset: all. Plain edits only."""
+    neurons: tuple[str, ...] | None = None
+    """Of the MLPs' neurons only these, each as `layer.neuron`; unset: all. Plain edits only."""
     attention_only: bool = False
     """Leave what the MLPs write alone: for architectures whose experts cannot be reached."""
     scope: Scope = "writers"
@@ -54,6 +58,12 @@ class SiteEdit:
     centres: Float[Tensor, "r"]
     experts: Float[Tensor, "expert"] | None = None
     """Factors of the strengths at each routed expert; None: all 1."""
+    parts: Float[Tensor, "part"] | None = None
+    """Factors of the strengths at each equal part of what the writer reads: its heads, or neurons; None: all 1."""
+
+    def of_input(self, d_in: int) -> Float[Tensor, "d_in"] | None:
+        """The factors of the parts, one for every column of W."""
+        return None if self.parts is None else self.parts.repeat_interleave(d_in // len(self.parts))
 
     def of_expert(self, expert: int) -> SiteEdit:
         """The edit of what one routed expert writes."""
@@ -79,6 +89,9 @@ class Edit:
     """γ of the post-norms, where the model has them (`models.post_norm`)."""
     experts: Float[Tensor, "layer expert"] | None = None
     """Factors of `mlp_out`'s strengths at each routed expert, λ_e = λ · factor; None: all 1. Shared experts have λ."""
+    parts: Mapping[Component, Float[Tensor, "layer part"]] = field(default_factory=dict)
+    """Factors of the strengths at each equal part of what a writer reads: at each head of `attn_out` (query heads), or
+    at each neuron of `mlp_out`. A bias belongs to none of them and is edited with their mean."""
 
     def __post_init__(self) -> None:
         """Check shapes, finiteness and orthonormality: a wrong edit must not get as far as a model."""
@@ -90,6 +103,9 @@ class Edit:
                 raise ValueError(f"{name} is not finite")
         if self.experts is not None and (len(self.experts) != layers or not bool(self.experts.isfinite().all())):
             raise ValueError(f"experts: got {tuple(self.experts.shape)}, want finite factors for {layers} layers")
+        for component, factors in self.parts.items():
+            if len(factors) != layers or not bool(factors.isfinite().all()):
+                raise ValueError(f"{component}: got {tuple(factors.shape)}, want finite factors for {layers} layers")
         gram = torch.einsum("kld,jld->lkj", self.directions.double(), self.directions.double())
         lengths = gram.diagonal(dim1=-2, dim2=-1)
         off = gram - torch.diag_embed(lengths)
@@ -101,6 +117,12 @@ class Edit:
                 "row normalisation acts on weights and the stream has none",
                 got=f"scope stream with row normalisation {self.row_normalization}",
                 mend="use --scope writers or edit.row_normalization=none",
+            )
+        if self.parts and (self.is_affine or self.row_normalization != "none"):
+            raise UserError(
+                "single heads and neurons take plain edits",
+                got="affine" if self.is_affine else f"row normalisation {self.row_normalization}",
+                mend="pass --set edit.affine=false and --set edit.row_normalization=none",
             )
 
     @property
@@ -132,6 +154,7 @@ class Edit:
             for component, strengths in self.strengths.items()
             for layer in range(self.n_layers)
             if bool((strengths[:, layer] != 0).logical_and(self.directions[:, layer].any(-1)).any())
+            and (component not in self.parts or bool(self.parts[component][layer].any()))
         ]
         return sorted(active)
 
@@ -144,7 +167,8 @@ class Edit:
         vectors = _seen_through(None if gains is None else gains[site.layer], self.directions[:, site.layer])
         used = (strengths != 0) & vectors.any(-1)
         experts = self.experts[site.layer] if self.experts is not None and site.component == "mlp_out" else None
-        return SiteEdit(vectors[used], strengths[used], centres[used], experts)
+        parts = self.parts[site.component][site.layer] if site.component in self.parts else None
+        return SiteEdit(vectors[used], strengths[used], centres[used], experts, parts)
 
     def digest(self) -> str:
         """SHA-256 over everything that decides what this edit does."""
@@ -162,6 +186,7 @@ class Edit:
             **{f"centres.{name}": values for name, values in sorted(self.centres.items())},
             **{f"gains.{name}": values for name, values in sorted(self.gains.items())},
             **({} if self.experts is None else {"experts": self.experts}),
+            **{f"parts.{name}": values for name, values in sorted(self.parts.items())},
         }
 
 
@@ -172,13 +197,14 @@ def make_edit(
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
     gains: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
     experts: Float[Tensor, "layer expert"] | None = None,
+    parts: Mapping[Component, Float[Tensor, "layer part"]] | None = None,
 ) -> Edit:
     """Build an edit in which the k directions of a layer share its strength.
 
     directions: orthonormalised here, per layer. strengths: one λ per layer for each component. neutral_writes: the
     mean of what each component writes over neutral prompts, needed for affine edits (c = vᵀ mean). gains: of the
-    model's post-norms. experts: factors of the strengths at routed experts. Under scope `stream`, components without
-    strengths of their own (resid_pre) take the largest of the writers' in each layer.
+    model's post-norms. experts: factors of the strengths at routed experts. parts: at heads or neurons. Under scope
+    `stream`, components without strengths of their own (resid_pre) take the largest of the writers' in each layer.
     """
     vectors = orthonormalize(directions.float())
     k = len(vectors)
@@ -212,6 +238,7 @@ def make_edit(
         config.rank,
         gains or {},
         experts,
+        parts or {},
     )
 
 

@@ -3,10 +3,10 @@
 W is (d_model, d_in) and writes y = xWᵀ + b. With V the (r, d_model) orthonormal directions, Λ = diag(λ), D = diag
 of W's row norms:
 
-    none   ΔW = −Vᵀ Λ (V W)                       exact, rank r
+    none   ΔW = −Vᵀ Λ (V W ∘ f)                   exact, rank r; f: factors of heads or neurons by column, or 1
     pre    ΔW = −(D Vᵀ) Λ (V D⁻¹ W)               the edit of the row-normalised D⁻¹W, put back in units of W; rank r
     full   ΔW ≈ D·rownorm(D⁻¹W − VᵀΛV D⁻¹W) − W    row norms restored; truncated by SVD to `rank`
-    always β  = −Vᵀ Λ (V b − c)
+    always β  = −Vᵀ Λ (V b − c) · mean f
 
 `pre` and `full` are oblique: they leave part of V in W' wherever row norms differ, which `along` measures.
 `pre` and `full` are Heretic's names; `full` is grimjim's norm-preserving biprojected ablation.
@@ -56,7 +56,9 @@ def factors(
     strengths = edit.strengths.to(w)
     delta_bias = _bias_change(edit, bias, w)
     if row_normalization == "none":
-        return Factors(v @ w, -v.T * strengths, delta_bias)
+        of_input = edit.of_input(w.shape[1])
+        projected = v @ w if of_input is None else (v @ w) * of_input.to(w)
+        return Factors(projected, -v.T * strengths, delta_bias)
     norms = w.norm(dim=1, keepdim=True)
     unit = torch.where(norms > 0, w / norms.clamp(min=torch.finfo(dtype).tiny), torch.zeros_like(w))
     if row_normalization == "pre":
@@ -99,7 +101,8 @@ def along(edit: SiteEdit, weight: Float[Tensor, "d_model d_in"], change: Factors
 def _bias_change(edit: SiteEdit, bias: Tensor | None, like: Tensor) -> Tensor | None:
     v = edit.directions.to(like)
     along = v @ bias.detach().to(like) if bias is not None else torch.zeros(len(v)).to(like)
-    change = -v.T @ (edit.strengths.to(like) * (along - edit.centres.to(like)))
+    mean = 1.0 if edit.parts is None else float(edit.parts.mean())
+    change = -v.T @ (edit.strengths.to(like) * (along - edit.centres.to(like)) * mean)
     return change if bool(change.any()) else None
 
 

@@ -64,12 +64,44 @@ def _attach(update: SiteUpdate, strengths: Tensor, where: HookedModule, rows: Ro
 
     if where.on == "input":
         return [where.module.register_forward_pre_hook(_input_hook(change), with_kwargs=True)]
-    handles = [where.module.register_forward_hook(_output_hook(change))]
+    handles = []
+    if update.parts is not None:  # before the hook that changes what is written
+        handles.append(where.module.register_forward_hook(_part_hook(update.parts, rows, surplus)))
+    handles.append(where.module.register_forward_hook(_output_hook(change)))
     if update.experts is not None and where.experts is not None:
         handles.append(
             where.experts.register_forward_hook(_expert_hook(update.experts, rows, surplus), with_kwargs=True)
         )
     return handles
+
+
+def _of_rows(factors: Float[Tensor, "candidate part"], rows: Rows) -> Float[Tensor, "row part"]:
+    """The factors of every row of the batch; one row where all share them."""
+    if rows.candidates is None or len(factors) == 1:
+        return factors[:1]
+    return factors[rows.candidates.to(factors.device)]
+
+
+def _part_hook(
+    factors: Float[Tensor, "candidate part"], rows: Rows, surplus: list[Tensor]
+) -> Callable[[nn.Module, Any, Any], None]:
+    """Run the linear once more on x ∘ (f − 1), its bias as often as mean(f) says; leave that for the next hook."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        x = args[0]
+        of_row = _of_rows(factors, rows)
+        if len(of_row) not in (1, len(x)):  # rows and positions flattened into one axis
+            of_row = of_row.repeat_interleave(len(x) // len(of_row), dim=0)
+        of_input = of_row.repeat_interleave(x.shape[-1] // factors.shape[1], dim=1).to(x)
+        shape = (len(of_row), *([1] * (x.ndim - 2)), x.shape[-1])
+        more = module.forward(x * (of_input.reshape(shape) - 1))
+        if getattr(module, "bias", None) is not None:
+            bias = module.forward(x.new_zeros(1, x.shape[-1]))[0]  # as it is called: weights may be fetched for it
+            mean = of_row.mean(1).reshape(len(of_row), *([1] * (x.ndim - 1))).to(x)
+            more = more + (mean - 2) * bias  # the call above has added it once
+        surplus.append(more)
+
+    return hook
 
 
 def _expert_hook(
@@ -79,11 +111,8 @@ def _expert_hook(
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         states, chosen, weights = (*args, *kwargs.values())[:3]
-        if rows.candidates is None or len(factors) == 1:
-            of_token = factors[:1].expand(len(states), -1)
-        else:
-            of_row = factors[rows.candidates.to(factors.device)]
-            of_token = of_row.repeat_interleave(len(states) // len(of_row), dim=0)
+        of_row = _of_rows(factors, rows)
+        of_token = of_row.repeat_interleave(len(states) // len(of_row), dim=0)
         more = of_token.gather(1, chosen.reshape(len(states), -1)).reshape(chosen.shape) - 1
         # Not module(…): that would come back to this hook.
         surplus.append(module.forward(states, chosen, weights * more.to(weights)))

@@ -25,6 +25,7 @@ def save_edit(folder: Path, edit: Edit, provenance: Mapping[str, Any]) -> None:
         "d_model": edit.directions.shape[-1],
         "strengths": {name: values.tolist() for name, values in edit.strengths.items()},
         **({} if edit.experts is None else {"experts": edit.experts.tolist()}),
+        **{f"parts of {name}": values.tolist() for name, values in edit.parts.items()},
     }
     write_tensors(folder / "edit.safetensors", edit.tensors(), about)
     write_json(folder / "edit.json", {**about, **readable})
@@ -52,5 +53,6 @@ def load_edit(path: Path, n_layers: int, d_model: int) -> tuple[Edit, dict[str, 
         about["rank"],
         {name: tensors[f"gains.{name}"] for name in COMPONENTS if f"gains.{name}" in tensors},
         tensors.get("experts"),
+        {name: tensors[f"parts.{name}"] for name in COMPONENTS if f"parts.{name}" in tensors},
     )
     return edit, about["provenance"]

@@ -9,7 +9,8 @@ For candidate c, with s what the site's module writes (`output`, y) or reads (`i
     full               s = x,  R = A,       W = −Bᵀ,   κ = −β on the first k                  (λ is in the factors)
 
 Routed experts with strengths λ f[e] of their own: what a mixture writes is Σ_e g_e y_e, and is linear in the weights g,
-so that s = Σ_e f[e] g_e y_e is the mixture run once more with the weights g f (plain edits only).
+so that s = Σ_e f[e] g_e y_e is the mixture run once more with the weights g f (plain edits only). So are heads and
+neurons, the parts of what a linear reads: s = W (x ∘ f) + mean(f) b is the linear run once more.
 
 The first two are linear in λ, so their gradient is exact; `full` restores row norms and is not. Rows of one batch may
 belong to different candidates: each row then has its own R, W, κ and λ.
@@ -43,11 +44,15 @@ class SiteUpdate:
     source: Literal["output", "input"] = "output"
     experts: Float[Tensor, "candidate expert"] | None = None
     """Factors of λ at each routed expert; None where all are 1."""
+    parts: Float[Tensor, "candidate part"] | None = None
+    """Factors of λ at each equal part of what the module reads (heads, neurons); None where all are 1."""
 
     def to(self, device: torch.device) -> SiteUpdate:
         """The same on another device."""
-        constants, experts = (None if part is None else part.to(device) for part in (self.constants, self.experts))
-        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source, experts)
+        constants, experts, parts = (
+            None if part is None else part.to(device) for part in (self.constants, self.experts, self.parts)
+        )
+        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source, experts, parts)
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ def apply_update(
     """The formula above; computed in float32 at least and returned in y's dtype.
 
     rows: for each row of the batch (y's first axis, or its first part where positions are flattened into it) its
-    candidate; None where there is one candidate. surplus: of the source over y, where routed experts have strengths of
-    their own: Σ_e (f[e] − 1) g_e y_e.
+    candidate; None where there is one candidate. surplus: of the source over y, where routed experts, heads or neurons
+    have strengths of their own, such as Σ_e (f[e] − 1) g_e y_e.
     """
     source = x if update.source == "input" else y if surplus is None else y + surplus
     if rows is not None:
@@ -144,6 +149,8 @@ def edit_updates(edit: Edit, sites: Mapping[Site, HookedModule]) -> Updates:
         raise ValueError("strengths of single experts need sites of the Hugging Face model (`hf_sites`)")
     at, strengths = {}, {}
     for site in edit.sites:
+        if site.component in edit.parts and not hasattr(sites[site].module, "weight"):
+            raise ValueError(f"single heads or neurons at {site} need the linear that writes there")
         at[site], strengths[site] = _site_update(edit, site, sites[site])
     return Updates(at, strengths)
 
@@ -162,7 +169,8 @@ def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdat
     if edit.row_normalization != "full":
         update = linear_update(at.directions, at.centres, edit.row_normalization, where.module)
         experts = None if at.experts is None or where.experts is None else at.experts[None]
-        return replace(update, experts=experts), at.strengths[None]
+        parts = None if at.parts is None else at.parts[None]
+        return replace(update, experts=experts, parts=parts), at.strengths[None]
     weight, bias = dense_weight(where.module)
     change = factors(at, weight, bias, "full", edit.rank)
     constants = None
@@ -188,15 +196,16 @@ def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -
     n = max(len(reads), len(writes), len(constants))
     reads, writes, constants = (t.expand(n, -1, -1) for t in (reads, writes, constants))
     kappa = constants if bool(constants.any()) else None
-    return SiteUpdate(reads, writes, kappa, first.source, _stack_experts(updates)), torch.cat(strengths)
+    experts = _stack_factors([update.experts for update in updates])
+    parts = _stack_factors([update.parts for update in updates])
+    return SiteUpdate(reads, writes, kappa, first.source, experts, parts), torch.cat(strengths)
 
 
-def _stack_experts(updates: Sequence[SiteUpdate]) -> Float[Tensor, "candidate expert"] | None:
-    given = [update.experts for update in updates if update.experts is not None]
+def _stack_factors(factors: Sequence[Tensor | None]) -> Float[Tensor, "candidate part"] | None:
+    given = [one for one in factors if one is not None]
     if not given:
         return None
-    ones = torch.ones_like(given[0])
-    return _shared(torch.cat([ones if update.experts is None else update.experts for update in updates]))
+    return _shared(torch.cat([torch.ones_like(given[0]) if one is None else one for one in factors]))
 
 
 def _pad(tensor: Tensor, k: int) -> Tensor:

@@ -27,6 +27,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import replacing_folder
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.offloading import device_of, is_offloaded
+from iconoclast_tl.models.writers import known_writers
 
 WRAPPED = "base_model.model."
 """What PEFT puts before the path of a module."""
@@ -88,7 +89,7 @@ def _load(hf: Any, folder: Path) -> Any:
 def _config(fold: Fold, model: LoadedModel) -> Any:
     from peft import LoraConfig
 
-    carried = [(change, _carrier(change, fold)) for change in fold.changes]
+    carried = [(change, _carrier(change, fold, model)) for change in fold.changes]
     ranks = {change.matrix.module: change.rank for change, how in carried if how == "module"}
     whole = [change.matrix.module for change, how in carried if how == "whole"]
     parameters = [path for change, how in carried if how == "parameter" for path in _parameter_paths(change)]
@@ -111,12 +112,13 @@ def _config(fold: Fold, model: LoadedModel) -> Any:
     )
 
 
-def _carrier(change: Change, fold: Fold) -> Literal["module", "parameter", "whole"]:
+def _carrier(change: Change, fold: Fold, model: LoadedModel) -> Literal["module", "parameter", "whole"]:
     """How PEFT carries a change."""
-    fused = {other.matrix.parameter for other in fold.changes if other.matrix.n_experts is not None}
+    matrices = [matrix for writer in known_writers(model.hf).values() for matrix in writer.matrices]
+    fused = {matrix.parameter for matrix in matrices if matrix.n_experts is not None}
     if change.matrix.n_experts is not None:
         return "parameter"
-    if fused and change.has_bias:
+    if change.has_bias and any(other.matrix.n_experts is not None for other in fold.changes):
         return "whole"
     return "parameter" if change.matrix.module.rpartition(".")[2] in fused else "module"
 
@@ -129,7 +131,7 @@ def _parameter_paths(change: Change) -> list[str]:
 @torch.no_grad()
 def _set(wrapped: Any, change: Change, fold: Fold, model: LoadedModel) -> None:
     layer = wrapped.get_submodule(WRAPPED + change.matrix.module)
-    how = _carrier(change, fold)
+    how = _carrier(change, fold, model)
     if how == "parameter":
         _set_parameter(layer, change)
     elif how == "whole":

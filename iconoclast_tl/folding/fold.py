@@ -134,9 +134,20 @@ def require_carried(writers: Mapping[Site, Writer], affine: bool, row_normalizat
         )
 
 
+def require_one_linear(edit: Edit, site: Site, writer: Writer) -> None:
+    """Raise `UserError` for neurons of a mixture of experts: one number does not say of which."""
+    if site.component in edit.parts and not writer.is_dense:
+        raise UserError(
+            f"single neurons cannot be edited at {site}",
+            got="a mixture of experts",
+            want="a dense MLP, or edit.experts",
+        )
+
+
 def _site_changes(edit: Edit, site: Site, writer: Writer, model: LoadedModel) -> list[Change]:
     at = edit.at(site)
     require_carried({site: writer}, bool(at.centres.any()), edit.row_normalization)
+    require_one_linear(edit, site, writer)
     changes = []
     for matrix in writer.matrices:
         weights, biases = matrix.read(model.hf)

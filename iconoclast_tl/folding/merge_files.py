@@ -21,7 +21,7 @@ from torch import Tensor
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.factors import Along, along, factors
-from iconoclast_tl.folding.fold import nothing_edited, require_carried, require_foldable
+from iconoclast_tl.folding.fold import nothing_edited, require_carried, require_foldable, require_one_linear
 from iconoclast_tl.folding.merge import BIAS_FLAGS, added_biases, apply_factors, require_mergeable_bias
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
@@ -77,6 +77,8 @@ def plan_merge(edit: Edit, hf: Any, source: Path) -> FileMerge:
     affine = {site: writer for site, writer in writers.items() if bool(edit.at(site).centres.any())}
     require_carried(affine, True, edit.row_normalization)
     require_carried(writers, False, edit.row_normalization)
+    for site, writer in writers.items():
+        require_one_linear(edit, site, writer)
     lacks_bias = any(matrix.bias is None for writer in affine.values() for matrix in writer.matrices)
     if lacks_bias:
         require_mergeable_bias(hf, affine.values())

@@ -38,6 +38,8 @@ class Source:
     """Of the model's post-norms."""
     experts: Float[Tensor, "layer expert"] | None = None
     """Factors of the strengths at routed experts."""
+    parts: Mapping[Component, Float[Tensor, "layer part"]] = field(default_factory=dict)
+    """Factors of the strengths at heads and neurons."""
 
     @property
     def n_layers(self) -> int:
@@ -49,7 +51,7 @@ class Source:
         chosen = {name: parameters[name] for name in ("affine", "row_normalization") if name in parameters}
         directions = self.directions[parameters.get("directions", AS_SET)]
         config = self.edit.model_copy(update=chosen)
-        return build_edit(parameters, directions, config, self.neutral_writes, self.gains, self.experts)
+        return build_edit(parameters, directions, config, self.neutral_writes, self.gains, self.experts, self.parts)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ def build_edit(
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
     gains: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
     experts: Float[Tensor, "layer expert"] | None = None,
+    parts: Mapping[Component, Float[Tensor, "layer part"]] | None = None,
 ) -> Edit:
     """The edit that a trial's parameters mean on a model with these directions."""
     n_layers = directions.n_layers
@@ -114,7 +115,7 @@ def build_edit(
     else:
         vectors = per_layer(directions)
     strengths = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
-    return make_edit(vectors[None], strengths, config, neutral_writes, gains, experts)
+    return make_edit(vectors[None], strengths, config, neutral_writes, gains, experts, parts)
 
 
 def per_layer(directions: Directions) -> Float[Tensor, "layer d_model"]:

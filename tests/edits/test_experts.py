@@ -20,9 +20,9 @@ from iconoclast_tl.folding.fold import make_fold
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.experts import expert_factors, routed_experts
 from iconoclast_tl.models.hook_points import bridge_sites, hf_sites
 from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.parts import expert_factors, routed_experts
 from iconoclast_tl.models.twin import Twin, make_twin
 from iconoclast_tl.prompts.chat import left_pad
 from tests.architectures import save_architecture
@@ -159,5 +159,5 @@ def test_experts_are_named_by_layer_and_number(mixtral: LoadedModel, llama: Load
     ):
         with pytest.raises(UserError, match=message):
             expert_factors(names, mixtral.hf)
-    with pytest.raises(UserError, match="no routed experts"):
+    with pytest.raises(UserError, match="has no experts"):
         expert_factors(["0.0"], llama.hf)

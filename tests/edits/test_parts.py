@@ -1,0 +1,186 @@
+"""Single heads and neurons: the fold stays one of columns, and slicing what the projection writes would be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from iconoclast_tl.doctor.checks import Kind, random_edit
+from iconoclast_tl.edits.edit import Edit
+from iconoclast_tl.edits.hooks import hooked, preview
+from iconoclast_tl.edits.store import load_edit, save_edit
+from iconoclast_tl.edits.updates import edit_updates, stack_updates
+from iconoclast_tl.folding.fold import make_fold
+from iconoclast_tl.folding.merge import merged_model
+from iconoclast_tl.folding.merge_files import merge_files, plan_merge
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.hook_points import hf_sites
+from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
+from iconoclast_tl.models.parts import head_factors, neuron_factors, neurons, query_heads
+from iconoclast_tl.models.sites import Component, Site
+from iconoclast_tl.models.writers import require_writers
+from iconoclast_tl.prompts.chat import left_pad
+from tests.architectures import save_architecture
+
+NAMES = (
+    "Llama", "Llama, biases", "Falcon3 (Llama)", "Yi, SmolLM2 (Llama)", "Falcon (7B layout)", "Falcon (new decoder)",
+    "GPT-2", "GPT-NeoX", "Phi-3", "OPT", "Gemma 2",
+)  # fmt: skip
+"""Grouped, single and full heads, fused queries, heads wider than d_model / n_heads, biases, Conv1D, flattened rows."""
+
+
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., LoadedModel]) -> LoadedModel:
+    return load(save_architecture(tmp_path / "model", request.param))
+
+
+def logits(model: LoadedModel, rows: list[list[int]]) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.hf(**model.inputs(left_pad(rows, model.pad_id))).logits
+    return found
+
+
+def under(edit: Edit, model: LoadedModel, rows: list[list[int]]) -> Tensor:
+    with preview(edit, hf_sites(model.hf)):
+        return logits(model, rows)
+
+
+def oracle(edit: Edit, component: str, model: LoadedModel, rows: list[list[int]]) -> Tensor:
+    """A loop: every part's own contribution to what is written, W_p x_p, projected by its own strength."""
+    handles = []
+    for site, writer in require_writers(model.hf).items():
+        if site.component == component:
+            weight, bias = writer.matrices[0].read(model.hf)
+            hook = _project(edit, site, weight[0], None if bias is None else bias[0])
+            handles.append(model.hf.get_submodule(writer.module).register_forward_hook(hook))
+    try:
+        return logits(model, rows)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _project(edit: Edit, site: Site, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    at, factors = edit.at(site), edit.parts[site.component][site.layer]
+    v, strength, width = at.directions[0], at.strengths[0], weight.shape[1] // len(factors)
+
+    def hook(module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        result = output.clone()
+        for part, factor in enumerate(factors):
+            columns = slice(part * width, (part + 1) * width)
+            written = args[0][..., columns] @ weight[:, columns].T
+            result -= strength * factor * (written @ v)[..., None] * v
+        return result if bias is None else result - strength * factors.mean() * (bias @ v) * v
+
+    return hook
+
+
+@pytest.mark.parametrize("component", ["attn_out", "mlp_out"])
+def test_each_part_is_projected_by_its_own_strength(
+    model: LoadedModel, rows: list[list[int]], component: Component
+) -> None:
+    edit = random_edit(model, Kind("parts", (component,), parts=True, n_layers=None))
+    if "Gemma2" in type(model.hf).__name__:
+        assert edit.gains  # the directions of the site are weighted; the oracle takes them from it
+    found = under(edit, model, rows)
+    assert torch.allclose(found, oracle(edit, component, model, rows), atol=2e-5)
+    whole = replace(edit, parts={})
+    assert not torch.allclose(found, under(whole, model, rows), atol=1e-3)
+
+
+def test_factors_of_one_are_the_plain_edit_and_of_zero_none(model: LoadedModel, rows: list[list[int]]) -> None:
+    for component, sizes in (("attn_out", query_heads(model.hf)), ("mlp_out", neurons(model.hf))):
+        edit = random_edit(model, Kind("plain", (component,), n_layers=None))
+        ones = torch.ones(model.n_layers, sizes[0])
+        assert torch.allclose(
+            under(replace(edit, parts={component: ones}), model, rows), under(edit, model, rows), atol=1e-5
+        )
+        assert not replace(edit, parts={component: 0 * ones}).sites
+
+
+def test_slices_of_what_is_written_are_no_heads(llama: LoadedModel, rows: list[list[int]]) -> None:
+    """The well-known mistake: rows of W (what it writes) in the place of columns (what it reads)."""
+    edit = random_edit(llama, Kind("heads", ("attn_out",), parts=True, n_layers=None))
+    merged = merged_model(make_fold(edit, llama), llama)
+    expected = under(edit, llama, rows)
+    with torch.no_grad():
+        right = merged(**llama.inputs(left_pad(rows, llama.pad_id))).logits
+        for layer, decoder in enumerate(merged.model.layers):
+            base = llama.hf.model.layers[layer].self_attn.o_proj.weight
+            v, strength = edit.directions[0, layer], edit.strengths["attn_out"][0, layer]
+            of_row = edit.parts["attn_out"][layer].repeat_interleave(llama.d_model // 4)
+            decoder.self_attn.o_proj.weight.copy_(base - strength * torch.outer(v * of_row, v @ base))
+        wrong = merged(**llama.inputs(left_pad(rows, llama.pad_id))).logits
+    assert torch.allclose(right, expected, atol=1e-5)
+    assert not torch.allclose(wrong, expected, atol=1e-2)
+
+
+def test_candidates_of_one_batch_keep_their_own_heads(model: LoadedModel, rows: list[list[int]]) -> None:
+    sites, rows = hf_sites(model.hf), [row[:5] for row in rows[:3]]
+    kinds = (
+        Kind("heads", ("attn_out", "mlp_out"), parts=True),
+        Kind("plain"),
+        Kind("neurons", ("mlp_out",), parts=True),
+    )
+    edits = [random_edit(model, kind, seed=seed) for seed, kind in enumerate(kinds)]
+    with hooked(stack_updates([edit_updates(edit, sites) for edit in edits]), sites) as assigned:
+        assigned.candidates = torch.arange(3).repeat_interleave(len(rows))
+        together = logits(model, [*rows, *rows, *rows]).chunk(3)
+    for found, edit in zip(together, edits, strict=True):
+        assert torch.allclose(found, under(edit, model, rows), atol=2e-5)
+
+
+def test_files_hold_single_heads_and_neurons(
+    model: LoadedModel, load: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    edit = random_edit(model, Kind("heads", ("attn_out", "mlp_out"), parts=True))
+    merge_files(plan_merge(edit, model.hf, Path(model.name)), tmp_path / "merged")
+    expected = merged_model(make_fold(edit, model), model).state_dict()
+    found = load(tmp_path / "merged").hf.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_heads_are_previewed_on_quantised_weights(llama: LoadedModel, rows: list[list[int]]) -> None:
+    """The linear itself is run once more: no weight is read."""
+    model = load_model(ModelConfig(name=llama.name, dtype="float32", device="cpu", quantization="4bit"))
+    edit = random_edit(llama, Kind("heads", ("attn_out",), parts=True, n_layers=None))
+    ones = replace(edit, parts={"attn_out": torch.ones_like(edit.parts["attn_out"])})
+    assert torch.allclose(under(ones, model, rows), under(replace(edit, parts={}), model, rows), atol=1e-4)
+    assert not torch.allclose(under(edit, model, rows), under(ones, model, rows), atol=1e-3)
+
+
+def test_an_edit_keeps_its_heads_on_disk(llama: LoadedModel, tmp_path: Path) -> None:
+    edit = random_edit(llama, Kind("heads", ("attn_out",), parts=True))
+    save_edit(tmp_path, edit, {})
+    found, _ = load_edit(tmp_path / "edit.safetensors", llama.n_layers, llama.d_model)
+    assert torch.equal(found.parts["attn_out"], edit.parts["attn_out"])
+    assert found.digest() == edit.digest() != replace(edit, parts={}).digest()
+
+
+def test_heads_and_neurons_take_plain_edits_of_dense_layers(
+    llama: LoadedModel, tmp_path: Path, load: Callable[..., LoadedModel]
+) -> None:
+    ones = {"attn_out": torch.ones(3, 4)}
+    for kind in (Kind("affine", affine=True), Kind("rows", row_normalization="pre")):
+        with pytest.raises(UserError, match="single heads and neurons take plain edits"):
+            replace(random_edit(llama, kind), parts=ones)
+    mixtral = load(save_architecture(tmp_path / "mixtral", "Mixtral"))
+    edit = replace(random_edit(mixtral, Kind("MLP", ("mlp_out",))), parts={"mlp_out": torch.ones(3, 16)})
+    with pytest.raises(UserError, match=r"single neurons cannot be edited at 0\.mlp_out"):
+        make_fold(edit, mixtral)
+    with pytest.raises(ValueError, match="need the linear"):
+        under(edit, mixtral, [[5, 6]])
+
+
+def test_heads_and_neurons_are_named_by_layer_and_number(llama: LoadedModel) -> None:
+    assert head_factors(["0.1", "2.3"], llama.hf).nonzero().tolist() == [[0, 1], [2, 3]]
+    assert neuron_factors(["1.39"], llama.hf).nonzero().tolist() == [[1, 39]]
+    with pytest.raises(UserError, match=r"there is no head 0\.4: want layer\.head: 0\.0 to 0\.3"):
+        head_factors(["0.4"], llama.hf)
+    with pytest.raises(UserError, match=r"no neuron 3\.0"):
+        neuron_factors(["3.0"], llama.hf)
