@@ -21,8 +21,9 @@ __version__ = "0.1.0"
 _HOME = {
     "workspace": ("Workspace", "open_workspace"),
     "pipeline": (
-        "collect", "estimate", "evaluate", "evaluate_model", "fold", "preview_edit", "run", "search", "uniform_edit",
+        "collect", "estimate", "evaluate", "evaluate_model", "preview_edit", "run", "search", "uniform_edit",
     ),
+    "export": ("fold", "merge"),
     "directions.directions": ("Directions",),
     "directions.estimate": ("DirectionConfig", "estimate_directions"),
     "edits.edit": ("Edit", "EditConfig", "make_edit"),

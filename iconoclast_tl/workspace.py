@@ -204,11 +204,18 @@ def open_workspace(
 
 def _caveats(model: LoadedModel) -> list[str]:
     """What a user must know of an edit on this architecture."""
+    found = []
+    if others := discovered_writers(model.hf):
+        name, site = type(model.hf).__name__, next(iter(others))
+        found.append(
+            f"{name} has writers of other names, found by what they compute: {others[site]} and {len(others) - 1} more"
+        )
     if not post_norm_gains(model.hf):
-        return []
+        return found
     return [
+        *found,
         f"{type(model.hf).__name__} normalises what its writers write before it is added to the stream: directions are "
-        "weighted by its gains, which is exact at λ = 1; between 0 and 1 more or less than 1 − λ is left"
+        "weighted by its gains, which is exact at λ = 1; between 0 and 1 more or less than 1 − λ is left",
     ]
 
 

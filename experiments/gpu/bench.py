@@ -1,4 +1,4 @@
-"""The doctor, the organism job and the costs of edits on a GPU, beside a trial of Heretic on the same models.
+"""The conformance suite, the organism job and what edits cost on a GPU, beside a trial of Heretic on the same model.
 
     python -m experiments.gpu.bench
 
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -72,6 +73,23 @@ def doctor(model: Path, device: str) -> dict[str, Any]:
     found = json.loads(done.stdout)
     failed = [check["name"] for check in found["checks"] if check["ok"] is False]
     return {"seconds": time.perf_counter() - start, "checks": len(found["checks"]), "failed": failed}
+
+
+def suite(device: str) -> dict[str, Any]:
+    """The conformance suite: every check on a tiny random model of every architecture; what failed, by name."""
+    from iconoclast_tl.doctor.checks import examine
+    from iconoclast_tl.models.loading import ModelConfig, load_model
+    from tests.architectures import ARCHITECTURES, save_architecture
+
+    start, failed = time.perf_counter(), {}
+    for name in ARCHITECTURES:
+        with TemporaryDirectory() as place:
+            saved = save_architecture(Path(place), name)
+            model = load_model(ModelConfig(name=str(saved), dtype="float32", device=device))
+            wrong = [check.name for check in (ask() for ask in examine(model, saved=True)) if check.ok is False]
+            if wrong:
+                failed[name] = wrong
+    return {"seconds": time.perf_counter() - start, "architectures": len(ARCHITECTURES), "failed": failed}
 
 
 def costs(model: Path, device: str) -> dict[str, Any]:
@@ -179,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         print(f"{key}: {found[key]}")
 
+    step("suite", lambda: suite(given.device))
     step("organism", lambda: organism(given.device, given.out / "organism"))
     for layout in given.layouts:
         model = write_model(given.out / "models" / layout, layout, given.device)

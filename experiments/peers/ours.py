@@ -50,7 +50,7 @@ class Ours(Contestant):
 
 def export_front(run_folder: Path) -> dict[str, Path]:
     """The points of a run's front as model folders, by name: each is taken in a copy of the run, folded and merged."""
-    from iconoclast_tl import pipeline
+    from iconoclast_tl import export, pipeline
     from iconoclast_tl.cli.console import quieten_libraries
     from iconoclast_tl.workspace import open_workspace
 
@@ -65,7 +65,7 @@ def export_front(run_folder: Path) -> dict[str, Path]:
             with open_workspace({"search": {"take": number}, "fold": {"merge": True}}, None, copy) as workspace:
                 activations = pipeline.collect(workspace)
                 edit = pipeline.search(workspace, pipeline.estimate(workspace, activations), activations)
-                pipeline.fold(workspace, edit)
+                export.fold(workspace, edit)
         found[name] = copy / "merged"
     return found
 

@@ -23,7 +23,7 @@ def command(common: Common) -> None:
     from iconoclast_tl.cli.console import quieten_libraries, show
 
     quieten_libraries()
-    from iconoclast_tl import pipeline
+    from iconoclast_tl import export
     from iconoclast_tl.config import effective_settings
     from iconoclast_tl.foundation.progress import rich_track
     from iconoclast_tl.report.tables import edited_line
@@ -32,5 +32,5 @@ def command(common: Common) -> None:
     folder = RunFolder(common.folder())
     manifest = folder.read_manifest()
     settings = effective_settings(common.settings(), common.recipe, manifest["settings"] if manifest else None).settings
-    done = pipeline.merge(folder, settings, rich_track)
+    done = export.merge(folder, settings, rich_track)
     show(common, done, edited_line(done), f"→ {folder.merged}")

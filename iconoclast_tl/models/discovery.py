@@ -9,6 +9,7 @@ stream at a position is its own token's embedding, and only attention reads othe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from iconoclast_tl.models.layers import decoder_layer_list
 from iconoclast_tl.models.offloading import device_of
 from iconoclast_tl.models.sites import WRITERS, Component, Site
 
+log = logging.getLogger(__name__)
 TOKENS: Final = ((5, 9, 17, 3), (6, 9, 17, 3))
 """Two rows that differ in their first token alone."""
 CHANGED: Final = 1e-4
@@ -47,13 +49,14 @@ def discover(hf: Any, is_linear: Any) -> Found:
     """One linear for every site of every layer, where exactly two are found in it; other layers are left out.
 
     is_linear: tells modules that are linear. Runs the model on a few tokens once for every name of a linear in a layer.
-    Empty where that cannot be done, such as for linears that see a part of the tokens (experts).
+    Empty, with a warning, where that cannot be done, such as for linears that see a part of the tokens (experts).
     """
     try:
         return _discover(hf, is_linear)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # a foreign architecture may fail in any way
+    except Exception as error:  # a foreign architecture may fail in any way
+        log.warning("%s cannot be asked which linears write into its stream: %r", type(hf).__name__, error)
         return {}
 
 

@@ -149,7 +149,9 @@ def _look(hf: Any, components: Collection[Component]) -> Iterator[tuple[Site, Wr
 
 def discovered_writers(hf: Any) -> dict[str, str]:
     """Paths of writers that are not known by name, by site: for a skeleton without weights, which cannot be asked."""
-    return {str(site): writer.module for site, writer in _DISCOVERED.get(hf, {}).items()}
+    writers = known_writers(hf)
+    found = _DISCOVERED.get(hf, {})  # looked for by the line before, where names did not do
+    return {str(site): writer.module for site, writer in writers.items() if writer is found.get(site)}
 
 
 def know_writers(hf: Any, paths: Mapping[str, str]) -> None:

@@ -65,6 +65,21 @@ def test_it_is_said_that_memory_ran_out(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
+def test_on_the_cpu_too_and_for_no_other_error() -> None:
+    def work(part: torch.Tensor) -> int:
+        if len(part) > 3:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: ...")
+        return len(part)
+
+    assert Room(8).over(torch.arange(8), work) == [2, 2, 2, 2]
+
+    def wrong(part: torch.Tensor) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Room(8).over(torch.arange(8), wrong)
+
+
 def test_one_row_that_does_not_fit_is_an_error() -> None:
     def never(batch: TokenBatch) -> None:
         raise torch.OutOfMemoryError("one is too many")

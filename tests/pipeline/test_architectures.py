@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from iconoclast_tl import pipeline
+from iconoclast_tl import export, pipeline
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.foundation.errors import UserError
@@ -44,6 +44,17 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
     assert 0 < fidelity["n_matrices"] <= ARCHITECTURES[name].matrices
     assert fidelity["preview_vs_base"] > 100 * fidelity["preview_vs_merged"]["tolerance"]  # there is an edit to prove
     assert any("cannot be started" in line for line in said) is False
+
+
+def test_a_merge_by_itself_knows_writers_of_other_names(tmp_path: Path) -> None:
+    options = merge(parse_assignments(QUICK), named(tmp_path, save_architecture(tmp_path / "model", "OPT")))
+    said: list[str] = []
+    with open_workspace(options, None, tmp_path / "run", say=said.append) as workspace:
+        activations = pipeline.collect(workspace)
+        pipeline.search(workspace, pipeline.estimate(workspace, activations), activations)
+        run, settings = workspace.folder, workspace.settings
+    assert any("found by what they compute: model.decoder.layers.0.fc2 and 2 more" in line for line in said)
+    assert export.merge(run, settings)["n_matrices"] > 0
 
 
 def test_attention_alone_is_edited_where_the_mlp_is_not_known(tmp_path: Path) -> None:

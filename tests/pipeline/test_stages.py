@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from iconoclast_tl import pipeline
+from iconoclast_tl import export, pipeline
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.batch_size import Fit
@@ -118,18 +118,18 @@ def test_a_merge_is_of_the_model_that_was_searched(options: dict[str, Any], tmp_
         searched(workspace)
         run, settings = workspace.folder, workspace.settings
     (run.path / ".merged.0123abcd").mkdir()  # of a merge that was killed
-    done = pipeline.merge(run, settings)
+    done = export.merge(run, settings)
     assert run.read_results()["merged"] == {"edit": done["edit"]}
     assert not (run.path / ".merged.0123abcd").exists()
     with opened(options, tmp_path / "run") as workspace:
-        pipeline.fold(workspace, pipeline.chosen_edit(workspace))
+        export.fold(workspace, pipeline.chosen_edit(workspace))
     assert (run.merged / "model.safetensors").is_file()  # of the same edit, and perhaps hours of copying
     before = (run.merged / "model.safetensors").read_bytes()
     weights = folder / "model.safetensors"
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
     with pytest.raises(UserError, match="are not those that the run was made with"):
-        pipeline.merge(run, settings)
+        export.merge(run, settings)
     assert (run.merged / "model.safetensors").read_bytes() == before
 
 
@@ -231,7 +231,7 @@ def test_stages_alone_give_what_the_run_gives(options: dict[str, Any], tmp_path:
             elif stage == "search":
                 searched(workspace)
             elif stage == "fold":
-                pipeline.fold(workspace, pipeline.chosen_edit(workspace))
+                export.fold(workspace, pipeline.chosen_edit(workspace))
             else:
                 steps = pipeline.evaluate(workspace, pipeline.chosen_edit(workspace))
     for part in ("pareto", "chosen", "base", "edited", "fidelity"):
@@ -281,7 +281,7 @@ def test_another_choice_drops_all_that_was_made_of_the_old_edit(
         assert kept["edited"] is kept["fidelity"] is kept["evaluated"] is None
         assert not workspace.folder.adapter.exists()
         assert not workspace.folder.merged.exists()
-        pipeline.fold(workspace, edit)
+        export.fold(workspace, edit)
         assert "Not measured yet" in (workspace.folder.adapter / "README.md").read_text(encoding="utf-8")
         after = pipeline.evaluate(workspace, edit)
         assert after["evaluated"] == {"edit": edit.digest()}
@@ -305,7 +305,7 @@ def test_a_choice_interrupted_between_its_two_files_is_not_served_the_old_result
     with opened(options, tmp_path / "run") as workspace:
         edit = pipeline.chosen_edit(workspace)
         assert edit.digest() != before["chosen"]["edit"]
-        pipeline.fold(workspace, edit)
+        export.fold(workspace, edit)
         after = pipeline.evaluate(workspace, edit)
     assert after["fidelity"]["edit"] == edit.digest() != before["fidelity"]["edit"]
     assert after["evaluated"] == {"edit": edit.digest()}
@@ -315,7 +315,7 @@ def test_a_merge_asked_for_later_gets_the_measured_card(options: dict[str, Any],
     with opened(options, tmp_path / "run") as workspace:
         results = pipeline.run(workspace)
     with opened(options, tmp_path / "run", "fold.merge=true") as workspace:
-        pipeline.fold(workspace, pipeline.chosen_edit(workspace))
+        export.fold(workspace, pipeline.chosen_edit(workspace))
     for kind in ("adapter", "merged"):
         card = (tmp_path / "run" / kind / "README.md").read_text(encoding="utf-8")
         assert f"{results['edited']['behaviour_rate']['value']:.1%}" in card
@@ -326,11 +326,11 @@ def test_a_fold_that_is_not_its_preview_is_no_result_and_stays_none(
 ) -> None:
     with opened(options, tmp_path / "run") as workspace:
         edit = searched(workspace)
-        honest = pipeline.make_fold
-        monkeypatch.setattr(pipeline, "make_fold", lambda edit, model: honest(scaled(edit, 0.5), model))
+        honest = export.make_fold
+        monkeypatch.setattr(export, "make_fold", lambda edit, model: honest(scaled(edit, 0.5), model))
         for _ in range(2):  # a second try is not taken for done
             with pytest.raises(RuntimeError, match="not its preview"):
-                pipeline.fold(workspace, edit)
+                export.fold(workspace, edit)
         assert not workspace.folder.read_results().get("fidelity")
 
 
