@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from iconoclast_tl.activations.collect import LastPosition, collect_last_position
-from iconoclast_tl.activations.store import Activations, activation_key, load_activations, save_activations
+from iconoclast_tl.activations.store import CONTENT, Activations, activation_key, load_activations, save_activations
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
 from iconoclast_tl.directions.estimate import estimate_directions
 from iconoclast_tl.directions.separation import best_point, separation
@@ -95,6 +95,7 @@ def _activations(parts: Mapping[tuple[str, str], LastPosition]) -> Activations:
         parts["target", "val"].residuals,
         parts["neutral", "val"].residuals,
         {component: stats.mean for component, stats in parts["neutral", "train"].writes.items()},
+        {component: stats.mean for component, stats in parts["neutral", "train"].reads.items()},
     )
 
 
@@ -104,6 +105,7 @@ def _activation_key(workspace: Workspace) -> str:
         dtype=workspace.model.dtype,
         quantization=workspace.settings.model.quantization,
         tokens=workspace.tokens_digest,
+        kept=CONTENT,
     )
 
 
@@ -189,9 +191,7 @@ def uniform_edit(
     config = workspace.settings.edit.model_copy(update={"row_normalization": "none"})
     strengths: dict[Component, Tensor] = {c: uniform(strength, list(layers), n_layers) for c in WRITERS}
     vectors = directions.at(point).expand(1, n_layers, -1)
-    return make_edit(
-        vectors, strengths, config, activations.neutral_means, workspace.gains, workspace.experts, workspace.parts
-    )
+    return make_edit(vectors, strengths, config, workspace.ground(activations))
 
 
 def preview_edit(workspace: Workspace, edit: Edit) -> Compared:

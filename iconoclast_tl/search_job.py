@@ -32,10 +32,7 @@ def search_job(workspace: Workspace, directions: Directions, activations: Activa
         Source(
             _direction_sets(workspace, directions, activations),
             settings.edit,
-            activations.neutral_means,
-            workspace.gains,
-            workspace.experts,
-            workspace.parts,
+            workspace.ground(activations),
         ),
         _readable(workspace),
         settings.seed,
@@ -68,7 +65,7 @@ def require_foldable(workspace: Workspace) -> None:
         )
     _ = workspace.sites  # an architecture whose writers cannot be reached is told here
     require_carried(edited_writers(workspace), settings.edit.affine, settings.edit.row_normalization)
-    _require_plain_parts(workspace)
+    _require_parts_unnormalised(workspace)
     if settings.fold.merge:
         _require_mergeable(workspace)
 
@@ -82,13 +79,13 @@ def _require_mergeable(workspace: Workspace) -> None:
         require_mergeable_bias(hf, edited_writers(workspace).values())
 
 
-def _require_plain_parts(workspace: Workspace) -> None:
+def _require_parts_unnormalised(workspace: Workspace) -> None:
     edit = workspace.settings.edit
-    if workspace.parts and (edit.affine or edit.row_normalization != "none"):
+    if workspace.parts and edit.row_normalization != "none":
         raise UserError(
-            "single heads and neurons take plain edits",
-            got="edit.affine" if edit.affine else f"edit.row_normalization {edit.row_normalization}",
-            mend="pass --set edit.affine=false --set edit.row_normalization=none",
+            "single heads and neurons take edits without row normalisation",
+            got=f"edit.row_normalization {edit.row_normalization}",
+            mend="pass --set edit.row_normalization=none",
         )
 
 
@@ -121,11 +118,9 @@ def edited_writers(workspace: Workspace) -> dict[Site, Writer]:
 
 
 def _affine_can_be_kept(workspace: Workspace) -> bool:
-    """Whether an affine edit can become all that was asked for: experts, single heads and neurons cannot carry it, and
-    merged weights need biases.
+    """Whether an affine edit can become all that was asked for: experts cannot carry it, and merged weights need
+    biases.
     """
-    if workspace.parts:
-        return False
     try:
         require_carried(edited_writers(workspace), affine=True, row_normalization="none")
         if workspace.settings.fold.merge:

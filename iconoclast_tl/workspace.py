@@ -15,9 +15,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.config import Effective, Nested, Settings, effective_settings
 from iconoclast_tl.directions.directions import load_directions
 from iconoclast_tl.doctor.stream import require_all_known
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import Judge, Questions, encode
 from iconoclast_tl.foundation.errors import UserError
@@ -91,6 +93,11 @@ class Workspace:
         if edit.neurons is not None:
             found["mlp_out"] = neuron_factors(edit.neurons, self.model.hf)
         return found
+
+    def ground(self, activations: Activations) -> Ground:
+        """What edits stand on here."""
+        means, reads = activations.neutral_means, activations.neutral_reads
+        return Ground(means, reads, self.gains, self.experts, self.parts, self.sites if self.parts else {})
 
     def questions(self, prompts: tuple[Prompt, ...]) -> Questions:
         """Prompts with their tokens, checked against the context and the response budget."""

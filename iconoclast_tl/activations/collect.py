@@ -28,7 +28,7 @@ from iconoclast_tl.models.batch_size import BatchSize
 from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import WRITERS, Component, Site, hook_name, residual_hook_names
+from iconoclast_tl.models.sites import WRITERS, Component, Site, hook_name, read_hook_name, residual_hook_names
 from iconoclast_tl.models.twin import Twin
 from iconoclast_tl.models.writers import known_writers
 from iconoclast_tl.prompts.chat import TokenBatch, Tokens
@@ -51,6 +51,8 @@ class LastPosition:
     """float32, in the order of the prompts."""
     writes: dict[Component, ActivationStats]
     """Statistics `layer d_model` of what each writer component writes, if it is known what does."""
+    reads: dict[Component, ActivationStats]
+    """Statistics `layer d_in` of what its linears read, where it has one of the same width in every layer."""
 
 
 Read = Callable[[TokenBatch], dict[str, Float[Tensor, "batch d_model"]]]
@@ -74,7 +76,9 @@ def collect_last_position(
     points = residual_hook_names(n_layers)
     residuals = torch.empty(len(rows), len(points), model.d_model)
     sites = {c: [hook_name(Site(layer, c)) for layer in range(n_layers)] for c in _known(model)}
+    read_names = {c: [read_hook_name(Site(layer, c)) for layer in range(n_layers)] for c in sites}
     writes: dict[Component, ResidualStats] = {component: ResidualStats() for component in sites}
+    reads: dict[Component, ResidualStats] = {component: ResidualStats() for component in sites}
     read = _bridge_reader(model, twin.bridge) if twin is not None else _module_reader(model)
 
     def take(batch: TokenBatch) -> None:
@@ -83,14 +87,22 @@ def collect_last_position(
         residuals[list(batch.rows)] = torch.stack([found[name].float() for name in points], dim=1)
         for component, names in sites.items():
             writes[component].update(torch.stack([found[name] for name in names], dim=1))
+            inputs = [found[name] for name in read_names[component] if name in found]
+            if len(inputs) == n_layers and len({tensor.shape for tensor in inputs}) == 1:
+                reads[component].update(torch.stack(inputs, dim=1))
 
     over_batches(take, rows, model.pad_id, batch_size, track, description)
-    return LastPosition(residuals, {component: stats.stats() for component, stats in writes.items()})
+    return LastPosition(
+        residuals,
+        {component: stats.stats() for component, stats in writes.items()},
+        {component: stats.stats() for component, stats in reads.items() if stats.n},
+    )
 
 
 def _bridge_reader(model: LoadedModel, bridge: Any) -> Read:
     names = {*residual_hook_names(model.n_layers)}
     names |= {hook_name(Site(layer, c)) for layer in range(model.n_layers) for c in _known(model)}
+    names |= {read_hook_name(site) for site, writer in known_writers(model.hf).items() if writer.is_dense}
 
     def read(batch: TokenBatch) -> dict[str, Tensor]:
         inputs = model.inputs(batch)
@@ -134,14 +146,16 @@ def _recording(model: LoadedModel, n_rows: int) -> Iterator[dict[str, Tensor]]:
     def keep_input(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             tensor = args[0] if args else kwargs["hidden_states"]
-            found[name] = tensor[:, -1].clone()
+            found[name] = tensor.reshape(n_rows, -1, tensor.shape[-1])[:, -1].clone()
 
         return hook
 
-    handles = [
-        model.hf.get_submodule(writer.module).register_forward_hook(keep_output(hook_name(site)))
-        for site, writer in known_writers(model.hf).items()
-    ]
+    handles = []
+    for site, writer in known_writers(model.hf).items():
+        module = model.hf.get_submodule(writer.module)
+        handles.append(module.register_forward_hook(keep_output(hook_name(site))))
+        if writer.is_dense:
+            handles.append(module.register_forward_pre_hook(keep_input(read_hook_name(site)), with_kwargs=True))
     for layer, name in zip(layers, points[:-1], strict=True):
         handles.append(layer.register_forward_pre_hook(keep_input(name), with_kwargs=True))
     handles.append(layers[-1].register_forward_hook(keep_output(points[-1])))

@@ -30,6 +30,11 @@ class ResidualStats:
         self._mean: Tensor | None = None
         self._squares: Tensor | None = None
 
+    @property
+    def n(self) -> int:
+        """Rows that were seen."""
+        return self._n
+
     def update(self, rows: Float[Tensor, "batch *site d_model"]) -> None:
         """Take in a batch of rows."""
         rows = rows.double().cpu()

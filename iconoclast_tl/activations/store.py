@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxtyping import Float
@@ -18,6 +18,9 @@ from torch import Tensor
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_tensors, write_tensors
 from iconoclast_tl.models.sites import WRITERS, Component
+
+CONTENT = 2
+"""Counts what the file holds: one of an earlier content is collected again."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Activations:
     neutral_val: Float[Tensor, "m_neutral point d_model"]
     neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]]
     """Mean of what each writer writes at the last token of the neutral train prompts, float64."""
+    neutral_reads: Mapping[Component, Float[Tensor, "layer d_in"]] = field(default_factory=dict)
+    """The same of what its linear reads, where it is one: the heads' outputs before o_proj, the MLP's neurons."""
 
     @property
     def n_points(self) -> int:
@@ -55,6 +60,7 @@ def save_activations(path: Path, activations: Activations, key: str) -> None:
         "target_val": activations.target_val,
         "neutral_val": activations.neutral_val,
         **{f"neutral_writes.{name}": mean for name, mean in activations.neutral_writes.items()},
+        **{f"neutral_reads.{name}": mean for name, mean in activations.neutral_reads.items()},
     }
     write_tensors(path, tensors, {"key": key})
 
@@ -75,4 +81,5 @@ def load_activations(path: Path, key: str) -> Activations | None:
         tensors["target_val"],
         tensors["neutral_val"],
         {name: tensors[f"neutral_writes.{name}"] for name in WRITERS if f"neutral_writes.{name}" in tensors},
+        {name: tensors[f"neutral_reads.{name}"] for name in WRITERS if f"neutral_reads.{name}" in tensors},
     )

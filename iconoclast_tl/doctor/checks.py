@@ -17,6 +17,7 @@ from torch import Tensor
 from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.doctor.stream import added, random_rows, shares_left, stream_tolerance
 from iconoclast_tl.edits.edit import Edit, EditConfig, RowNormalization, make_edit
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.evaluation.generation import generate
@@ -29,7 +30,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.offloading import is_offloaded
-from iconoclast_tl.models.parts import neurons, query_heads, routed_experts
+from iconoclast_tl.models.parts import neurons, query_heads, read_widths, routed_experts
 from iconoclast_tl.models.post_norm import post_norm_gains
 from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.models.sites import WRITERS, Component, Site
@@ -136,7 +137,10 @@ def random_edit(model: LoadedModel, kind: Kind = Kind("plain"), seed: int = 1) -
     there: dict[Component, dict[int, int]] = {"attn_out": query_heads(model.hf), "mlp_out": neurons(model.hf)}
     drawn_parts = {name: _random_factors(there[name], n_layers, generator) for name in kind.components if kind.parts}
     parts = {name: factors for name, factors in drawn_parts.items() if factors is not None}
-    return make_edit(directions, strengths, config, means, post_norm_gains(model.hf), experts, parts)
+    widths = {name: max(read_widths(model.hf, name).values()) for name in parts}
+    reads = {name: torch.randn(n_layers, width, generator=generator) for name, width in widths.items()}
+    ground = Ground(means, reads, post_norm_gains(model.hf), experts, parts, hf_sites(model.hf, tuple(parts)))
+    return make_edit(directions, strengths, config, ground)
 
 
 def _random_factors(there: Mapping[int, int], n_layers: int, generator: torch.Generator) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import HookedModule
@@ -56,7 +57,7 @@ def shares_left(
     generator = torch.Generator().manual_seed(0)
     vectors = normalize(torch.randn(PROBES, model.d_model, generator=generator))
     strengths: dict[Component, Tensor] = {name: torch.full((model.n_layers,), strength) for name in WRITERS}
-    edits = [make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), None, gains) for v in vectors]
+    edits = [make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), Ground(gains=gains)) for v in vectors]
     return torch.stack(shares_of_edits(model, sites, edits, rows, base)).median(0).values
 
 

@@ -4,7 +4,8 @@ At a site that writes y, a plain edit gives y' = y − Σ_k λ_k v_k (v_kᵀ y);
 y' = y − Σ_k λ_k v_k (v_kᵀ y − c_k), with c_k = v_kᵀ(mean of y over neutral prompts). λ = 0 leaves a site alone, 1
 projects v out, negative strengths amplify. Where a post-norm γ ∘ y / rms(y) stands between y and the stream, γ ∘ v_k,
 orthonormalised, is in the place of v_k: that takes v_k out of the stream. Routed experts, heads and neurons may be
-edited by different strengths. `edits.hooks` turns an edit into a preview, `edits.factors` into weights.
+edited by different strengths: a head h that writes y_h by λ_k f_h, towards a centre of its own. `edits.hooks` turns an
+edit into a preview, `edits.factors` into weights.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from pydantic import Field
 from torch import Tensor
 
 from iconoclast_tl.directions.geometry import orthonormalize
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import StageConfig
+from iconoclast_tl.models.reading import of_columns
 from iconoclast_tl.models.sites import WRITERS, Component, Site
 
+NOTHING = Ground()
 RowNormalization = Literal["none", "pre", "full"]
 Scope = Literal["writers", "stream"]
 
@@ -40,9 +44,9 @@ class EditConfig(StageConfig):
     experts: tuple[str, ...] | None = None
     """Of the routed experts only these, each as `layer.expert`, such as `2.0`; unset: all. Plain edits only."""
     heads: tuple[str, ...] | None = None
-    """Of the attention heads only these, each as `layer.head`, such as `2.0`; unset: all. Plain edits only."""
+    """Of the attention heads only these, each as `layer.head`, such as `2.0`; unset: all. No row normalisation."""
     neurons: tuple[str, ...] | None = None
-    """Of the MLPs' neurons only these, each as `layer.neuron`; unset: all. Plain edits only."""
+    """Of the MLPs' neurons only these, each as `layer.neuron`; unset: all. No row normalisation."""
     attention_only: bool = False
     """Leave what the MLPs write alone: for architectures whose experts cannot be reached."""
     scope: Scope = "writers"
@@ -56,6 +60,7 @@ class SiteEdit:
     directions: Float[Tensor, "r d_model"]
     strengths: Float[Tensor, "r"]
     centres: Float[Tensor, "r"]
+    """Of all that is edited: with parts, Σ_p f_p c_p."""
     experts: Float[Tensor, "expert"] | None = None
     """Factors of the strengths at each routed expert; None: all 1."""
     parts: Float[Tensor, "part"] | None = None
@@ -63,7 +68,7 @@ class SiteEdit:
 
     def of_input(self, d_in: int) -> Float[Tensor, "d_in"] | None:
         """The factors of the parts, one for every column of W."""
-        return None if self.parts is None else self.parts.repeat_interleave(d_in // len(self.parts))
+        return None if self.parts is None else of_columns(self.parts, d_in)
 
     def of_expert(self, expert: int) -> SiteEdit:
         """The edit of what one routed expert writes."""
@@ -82,7 +87,8 @@ class Edit:
 
     directions: Float[Tensor, "k layer d_model"]
     strengths: Mapping[Component, Float[Tensor, "k layer"]]
-    centres: Mapping[Component, Float[Tensor, "k layer"]] = field(default_factory=dict)
+    centres: Mapping[Component, Float[Tensor, "k layer *part"]] = field(default_factory=dict)
+    """Of each part by itself where a component has parts."""
     row_normalization: RowNormalization = "none"
     rank: int = 3
     gains: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
@@ -96,11 +102,14 @@ class Edit:
     def __post_init__(self) -> None:
         """Check shapes, finiteness and orthonormality: a wrong edit must not get as far as a model."""
         k, layers, _ = self.directions.shape
-        for name, values in [*self.strengths.items(), *self.centres.items()]:
-            if tuple(values.shape) != (k, layers):
-                raise ValueError(f"{name}: got shape {tuple(values.shape)}, want {(k, layers)}")
-            if not bool(values.isfinite().all()):
-                raise ValueError(f"{name} is not finite")
+        shapes = {name: (k, layers, *self.parts[name].shape[1:]) for name in self.centres if name in self.parts}
+        for kind, named in (("strengths", self.strengths), ("centres", self.centres)):
+            for name, values in named.items():
+                want = (k, layers) if kind == "strengths" else shapes.get(name, (k, layers))
+                if tuple(values.shape) != want:
+                    raise ValueError(f"{kind} of {name}: got shape {tuple(values.shape)}, want {want}")
+                if not bool(values.isfinite().all()):
+                    raise ValueError(f"{kind} of {name} are not finite")
         if self.experts is not None and (len(self.experts) != layers or not bool(self.experts.isfinite().all())):
             raise ValueError(f"experts: got {tuple(self.experts.shape)}, want finite factors for {layers} layers")
         for component, factors in self.parts.items():
@@ -118,11 +127,11 @@ class Edit:
                 got=f"scope stream with row normalisation {self.row_normalization}",
                 mend="use --scope writers or edit.row_normalization=none",
             )
-        if self.parts and (self.is_affine or self.row_normalization != "none"):
+        if self.parts and self.row_normalization != "none":
             raise UserError(
-                "single heads and neurons take plain edits",
-                got="affine" if self.is_affine else f"row normalisation {self.row_normalization}",
-                mend="pass --set edit.affine=false and --set edit.row_normalization=none",
+                "single heads and neurons take edits without row normalisation",
+                got=f"row normalisation {self.row_normalization}",
+                mend="pass --set edit.row_normalization=none",
             )
 
     @property
@@ -161,14 +170,25 @@ class Edit:
     def at(self, site: Site) -> SiteEdit:
         """This edit at one site, without the directions whose strength is zero there."""
         strengths = self.strengths[site.component][:, site.layer]
-        centre = self.centres.get(site.component)
-        centres = centre[:, site.layer] if centre is not None else torch.zeros_like(strengths)
-        gains = self.gains.get(site.component)
-        vectors = _seen_through(None if gains is None else gains[site.layer], self.directions[:, site.layer])
+        vectors = self.vectors(site)
         used = (strengths != 0) & vectors.any(-1)
         experts = self.experts[site.layer] if self.experts is not None and site.component == "mlp_out" else None
         parts = self.parts[site.component][site.layer] if site.component in self.parts else None
+        own = self.own_centres(site)
+        centres = own if parts is None else own @ parts
         return SiteEdit(vectors[used], strengths[used], centres[used], experts, parts)
+
+    def vectors(self, site: Site) -> Float[Tensor, "k d_model"]:
+        """The directions along which what is written at a site is projected: before a post-norm γ ∘ v."""
+        gains = self.gains.get(site.component)
+        return seen_through(None if gains is None else gains[site.layer], self.directions[:, site.layer])
+
+    def own_centres(self, site: Site) -> Float[Tensor, "k *part"]:
+        """The centres at a site, of each part by itself where it has parts; zero for a plain edit."""
+        if site.component in self.centres:
+            return self.centres[site.component][:, site.layer]
+        shape = self.parts[site.component].shape[1:] if site.component in self.parts else ()
+        return self.directions.new_zeros(len(self.directions), *shape)
 
     def digest(self) -> str:
         """SHA-256 over everything that decides what this edit does."""
@@ -194,17 +214,13 @@ def make_edit(
     directions: Float[Tensor, "k layer d_model"],
     strengths: Mapping[Component, Float[Tensor, "layer"]],
     config: EditConfig,
-    neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
-    gains: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
-    experts: Float[Tensor, "layer expert"] | None = None,
-    parts: Mapping[Component, Float[Tensor, "layer part"]] | None = None,
+    ground: Ground = NOTHING,
 ) -> Edit:
     """Build an edit in which the k directions of a layer share its strength.
 
-    directions: orthonormalised here, per layer. strengths: one λ per layer for each component. neutral_writes: the
-    mean of what each component writes over neutral prompts, needed for affine edits (c = vᵀ mean). gains: of the
-    model's post-norms. experts: factors of the strengths at routed experts. parts: at heads or neurons. Under scope
-    `stream`, components without strengths of their own (resid_pre) take the largest of the writers' in each layer.
+    directions: orthonormalised here, per layer. strengths: one λ per layer for each component. ground: what else of
+    the model is needed. Under scope `stream`, components without strengths of their own (resid_pre) take the largest
+    of the writers' in each layer.
     """
     vectors = orthonormalize(directions.float())
     k = len(vectors)
@@ -216,33 +232,21 @@ def make_edit(
         all_strengths["resid_pre"] = writers.gather(0, writers.abs().argmax(0, keepdim=True))[0]
     centres: dict[Component, Tensor] = {}
     if config.affine:
-        used = {name for name, values in all_strengths.items() if bool(values.any())}
-        if neutral_writes is None or not used <= set(neutral_writes):
-            missing = sorted(used - set(neutral_writes or {}))
-            raise UserError(
-                f"an affine edit needs the neutral mean of {', '.join(missing)}",
-                want="activations with it",
-                mend="use --scope writers, or edit.affine=false",
-            )
-        centres = {
-            name: torch.einsum(
-                "kld,ld->kl", _seen_through((gains or {}).get(name), vectors).double(), neutral_writes[name].double()
-            ).float()
-            for name in sorted(used)
-        }
+        used = sorted(name for name, values in all_strengths.items() if bool(values.any()))
+        centres = {name: ground.centres(name, seen_through(ground.gains.get(name), vectors)) for name in used}
     return Edit(
         vectors,
         {name: values.float().expand(k, -1).clone() for name, values in all_strengths.items()},
         centres,
         config.row_normalization,
         config.rank,
-        gains or {},
-        experts,
-        parts or {},
+        ground.gains,
+        ground.experts,
+        ground.parts,
     )
 
 
-def _seen_through(
+def seen_through(
     gain: Float[Tensor, "*layer d_model"] | None, vectors: Float[Tensor, "k *layer d_model"]
 ) -> Float[Tensor, "k *layer d_model"]:
     """The directions along which a site before a post-norm is projected."""

@@ -6,7 +6,7 @@ of W's row norms:
     none   ΔW = −Vᵀ Λ (V W ∘ f)                   exact, rank r; f: factors of heads or neurons by column, or 1
     pre    ΔW = −(D Vᵀ) Λ (V D⁻¹ W)               the edit of the row-normalised D⁻¹W, put back in units of W; rank r
     full   ΔW ≈ D·rownorm(D⁻¹W − VᵀΛV D⁻¹W) − W    row norms restored; truncated by SVD to `rank`
-    always β  = −Vᵀ Λ (V b − c) · mean f
+    always β  = −Vᵀ Λ (V b · mean f − c)          c: of all parts together, Σ_p f_p c_p
 
 `pre` and `full` are oblique: they leave part of V in W' wherever row norms differ, which `along` measures.
 `pre` and `full` are Heretic's names; `full` is grimjim's norm-preserving biprojected ablation.
@@ -102,7 +102,7 @@ def _bias_change(edit: SiteEdit, bias: Tensor | None, like: Tensor) -> Tensor | 
     v = edit.directions.to(like)
     along = v @ bias.detach().to(like) if bias is not None else torch.zeros(len(v)).to(like)
     mean = 1.0 if edit.parts is None else float(edit.parts.mean())
-    change = -v.T @ (edit.strengths.to(like) * (along - edit.centres.to(like)) * mean)
+    change = -v.T @ (edit.strengths.to(like) * (along * mean - edit.centres.to(like)))
     return change if bool(change.any()) else None
 
 

@@ -64,10 +64,7 @@ def _attach(update: SiteUpdate, strengths: Tensor, where: HookedModule, rows: Ro
 
     if where.on == "input":
         return [where.module.register_forward_pre_hook(_input_hook(change), with_kwargs=True)]
-    handles = []
-    if update.parts is not None:  # before the hook that changes what is written
-        handles.append(where.module.register_forward_hook(_part_hook(update.parts, rows, surplus)))
-    handles.append(where.module.register_forward_hook(_output_hook(change)))
+    handles = [where.module.register_forward_hook(_output_hook(change))]
     if update.experts is not None and where.experts is not None:
         handles.append(
             where.experts.register_forward_hook(_expert_hook(update.experts, rows, surplus), with_kwargs=True)
@@ -80,28 +77,6 @@ def _of_rows(factors: Float[Tensor, "candidate part"], rows: Rows) -> Float[Tens
     if rows.candidates is None or len(factors) == 1:
         return factors[:1]
     return factors[rows.candidates.to(factors.device)]
-
-
-def _part_hook(
-    factors: Float[Tensor, "candidate part"], rows: Rows, surplus: list[Tensor]
-) -> Callable[[nn.Module, Any, Any], None]:
-    """Run the linear once more on x ∘ (f − 1), its bias as often as mean(f) says; leave that for the next hook."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        x = args[0]
-        of_row = _of_rows(factors, rows)
-        if len(of_row) not in (1, len(x)):  # rows and positions flattened into one axis
-            of_row = of_row.repeat_interleave(len(x) // len(of_row), dim=0)
-        of_input = of_row.repeat_interleave(x.shape[-1] // factors.shape[1], dim=1).to(x)
-        shape = (len(of_row), *([1] * (x.ndim - 2)), x.shape[-1])
-        more = module.forward(x * (of_input.reshape(shape) - 1))
-        if getattr(module, "bias", None) is not None:
-            bias = module.forward(x.new_zeros(1, x.shape[-1]))[0]  # as it is called: weights may be fetched for it
-            mean = of_row.mean(1).reshape(len(of_row), *([1] * (x.ndim - 1))).to(x)
-            more = more + (mean - 2) * bias  # the call above has added it once
-        surplus.append(more)
-
-    return hook
 
 
 def _expert_hook(

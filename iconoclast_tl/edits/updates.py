@@ -8,11 +8,13 @@ For candidate c, with s what the site's module writes (`output`, y) or reads (`i
     pre                s = y,  R = V D⁻¹,   W = V D,   κ = (V b − centre) V − (R · b) W      (D: row norms, b: bias)
     full               s = x,  R = A,       W = −Bᵀ,   κ = −β on the first k                  (λ is in the factors)
 
-Routed experts with strengths λ f[e] of their own: what a mixture writes is Σ_e g_e y_e, and is linear in the weights g,
-so that s = Σ_e f[e] g_e y_e is the mixture run once more with the weights g f (plain edits only). So are heads and
-neurons, the parts of what a linear reads: s = W (x ∘ f) + mean(f) b is the linear run once more.
+    heads, neurons     s = x,  R = V W ∘ λ,  W = V,     κ = Σ_p λ_p (V b / P − c_p) V         (λ_p on the columns of p)
 
-The first two are linear in λ, so their gradient is exact; `full` restores row norms and is not. Rows of one batch may
+Heads and neurons are the parts of what a linear reads; each has a strength of its own, λ[c, k, p]. Routed experts may
+have strengths λ f[e]: what a mixture writes is Σ_e g_e y_e, and is linear in the weights g, so that with
+s = Σ_e f[e] g_e y_e the mixture is run once more, its weights g f (plain edits only).
+
+All but `full`, which restores row norms, are linear in λ, so that their gradient is exact. Rows of one batch may
 belong to different candidates: each row then has its own R, W, κ and λ.
 """
 
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.factors import factors
 from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.reading import of_columns, read_along
 from iconoclast_tl.models.sites import Site
 from iconoclast_tl.models.writers import dense_weight
 
@@ -44,15 +47,22 @@ class SiteUpdate:
     source: Literal["output", "input"] = "output"
     experts: Float[Tensor, "candidate expert"] | None = None
     """Factors of λ at each routed expert; None where all are 1."""
-    parts: Float[Tensor, "candidate part"] | None = None
-    """Factors of λ at each equal part of what the module reads (heads, neurons); None where all are 1."""
+    offsets: Float[Tensor, "candidate k part"] | None = None
+    """V b / P − c_p where heads or neurons have strengths of their own, and R is V W without them; None elsewhere."""
 
     def to(self, device: torch.device) -> SiteUpdate:
         """The same on another device."""
-        constants, experts, parts = (
-            None if part is None else part.to(device) for part in (self.constants, self.experts, self.parts)
+        constants, experts, offsets = (
+            None if part is None else part.to(device) for part in (self.constants, self.experts, self.offsets)
         )
-        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source, experts, parts)
+        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source, experts, offsets)
+
+    def with_strengths(self, strengths: Float[Tensor, "candidate k part"]) -> SiteUpdate:
+        """Strengths of parts taken into R and κ, so that what is left is 1 for all; gradients reach them."""
+        assert self.offsets is not None
+        reads, writes = self.reads.to(strengths.dtype), self.writes.to(strengths.dtype)
+        scaled = (strengths * self.offsets.to(strengths)).sum(-1, keepdim=True) * writes
+        return SiteUpdate(reads * of_columns(strengths, reads.shape[-1]), writes, scaled, "input")
 
 
 @dataclass(frozen=True)
@@ -60,23 +70,25 @@ class Updates:
     """Updates and strengths at every site that some candidate changes."""
 
     at: Mapping[Site, SiteUpdate]
-    strengths: Mapping[Site, Float[Tensor, "candidate k"]]
+    strengths: Mapping[Site, Float[Tensor, "candidate k *part"]]
 
 
 def apply_update(
     y: Float[Tensor, "*batch d_model"],
     x: Float[Tensor, "*batch d_in"] | None,
     update: SiteUpdate,
-    strengths: Float[Tensor, "candidate k"],
+    strengths: Float[Tensor, "candidate k *part"],
     rows: Int[Tensor, "batch"] | None = None,
     surplus: Float[Tensor, "*batch d_model"] | None = None,
 ) -> Float[Tensor, "*batch d_model"]:
     """The formula above; computed in float32 at least and returned in y's dtype.
 
     rows: for each row of the batch (y's first axis, or its first part where positions are flattened into it) its
-    candidate; None where there is one candidate. surplus: of the source over y, where routed experts, heads or neurons
-    have strengths of their own, such as Σ_e (f[e] − 1) g_e y_e.
+    candidate; None where there is one candidate. surplus: of the source over y, where routed experts have strengths of
+    their own: Σ_e (f[e] − 1) g_e y_e.
     """
+    if update.offsets is not None:
+        update, strengths = update.with_strengths(strengths), torch.ones_like(strengths[..., 0])
     source = x if update.source == "input" else y if surplus is None else y + surplus
     if rows is not None:
         rows = rows.to(y.device)  # layers may lie on several devices
@@ -86,7 +98,7 @@ def apply_update(
     dtype = torch.promote_types(torch.promote_types(y.dtype, torch.float32), strengths.dtype)
     states, read = y.to(dtype).reshape(len(y), -1, y.shape[-1]), source.to(dtype).reshape(len(y), -1, source.shape[-1])
     per_row = strengths.to(dtype)[:1] if rows is None else strengths.to(dtype)[rows][:, None, :]
-    if rows is None or len(update.reads) == 1:
+    if rows is None or len(update.reads) == len(update.writes) == 1:
         result = _shared_vectors(states, read, update, per_row)
     else:
         result = _own_vectors(states, read, update, per_row, rows)
@@ -107,10 +119,14 @@ def _shared_vectors(states: Tensor, read: Tensor, update: SiteUpdate, strengths:
 
 def _own_vectors(states: Tensor, read: Tensor, update: SiteUpdate, strengths: Tensor, rows: Tensor) -> Tensor:
     """Candidates with vectors of their own: each row's are gathered, and one product is made a row."""
-    reads, writes = update.reads.to(states.dtype)[rows], update.writes.to(states.dtype)[rows]
+    reads, writes = _of_rows(update.reads, rows, states), _of_rows(update.writes, rows, states)
     scaled = torch.bmm(read, reads.transpose(1, 2)) * strengths
     result = torch.baddbmm(states, scaled, writes, alpha=-1)
-    return result if update.constants is None else result - strengths @ update.constants.to(states.dtype)[rows]
+    return result if update.constants is None else result - strengths @ _of_rows(update.constants, rows, states)
+
+
+def _of_rows(vectors: Float[Tensor, "candidate k d"], rows: Tensor, like: Tensor) -> Float[Tensor, "row k d"]:
+    return vectors.to(like.dtype).expand(len(rows), -1, -1) if len(vectors) == 1 else vectors.to(like.dtype)[rows]
 
 
 def linear_update(
@@ -140,6 +156,17 @@ def linear_update(
     return SiteUpdate(reads[None], writes[None], constants[None] if bool(constants.any()) else None)
 
 
+def part_update(
+    directions: Float[Tensor, "k d_model"], centres: Float[Tensor, "k part"], site: Site, module: nn.Module
+) -> SiteUpdate:
+    """The update of heads or neurons: everything of it but their strengths. ValueError where there is no linear."""
+    if not hasattr(module, "weight"):
+        raise ValueError(f"single heads or neurons at {site} need the linear that writes there")
+    read = read_along(module, directions)
+    offsets = read.bias[:, None] / centres.shape[-1] - centres.to(read.bias)
+    return SiteUpdate(read.weight[None], directions.to(read.weight)[None], None, "input", None, offsets[None])
+
+
 def edit_updates(edit: Edit, sites: Mapping[Site, HookedModule]) -> Updates:
     """One edit as updates at its sites.
 
@@ -149,8 +176,6 @@ def edit_updates(edit: Edit, sites: Mapping[Site, HookedModule]) -> Updates:
         raise ValueError("strengths of single experts need sites of the Hugging Face model (`hf_sites`)")
     at, strengths = {}, {}
     for site in edit.sites:
-        if site.component in edit.parts and not hasattr(sites[site].module, "weight"):
-            raise ValueError(f"single heads or neurons at {site} need the linear that writes there")
         at[site], strengths[site] = _site_update(edit, site, sites[site])
     return Updates(at, strengths)
 
@@ -166,11 +191,14 @@ def stack_updates(candidates: Sequence[Updates]) -> Updates:
 
 def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdate, Tensor]:
     at = edit.at(site)
+    if at.parts is not None:
+        used = (edit.strengths[site.component][:, site.layer] != 0) & edit.vectors(site).any(-1)
+        update = part_update(at.directions, edit.own_centres(site)[used], site, where.module)
+        return update, (at.strengths[:, None] * at.parts)[None]
     if edit.row_normalization != "full":
         update = linear_update(at.directions, at.centres, edit.row_normalization, where.module)
         experts = None if at.experts is None or where.experts is None else at.experts[None]
-        parts = None if at.parts is None else at.parts[None]
-        return replace(update, experts=experts, parts=parts), at.strengths[None]
+        return replace(update, experts=experts), at.strengths[None]
     weight, bias = dense_weight(where.module)
     change = factors(at, weight, bias, "full", edit.rank)
     constants = None
@@ -184,11 +212,12 @@ def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdat
 def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -> tuple[SiteUpdate, Tensor]:
     first = next(update for update, _ in candidates if update is not None)
     updates = [first if update is None else update.to(first.reads.device) for update, _ in candidates]
-    if len({update.source for update in updates}) > 1:
-        raise ValueError("edits with and without row normalisation `full` do not go into one batch")
+    if len({(update.source, update.offsets is None) for update in updates}) > 1:
+        raise ValueError("edits by what a module reads and edits by what it writes do not go into one batch")
     k = max(update.reads.shape[1] for update in updates)
     some = next(given for _, given in candidates if given is not None)
-    strengths = [some.new_zeros(1, k) if given is None else _pad(given.to(some.device), k) for _, given in candidates]
+    none = some.new_zeros(1, k, *some.shape[2:])
+    strengths = [none if given is None else _pad(given.to(some.device), k) for _, given in candidates]
     kappas = [torch.zeros_like(u.writes) if u.constants is None else u.constants for u in updates]
     reads = _shared(torch.cat([_pad(update.reads, k) for update in updates]))
     writes = _shared(torch.cat([_pad(update.writes, k) for update in updates]))
@@ -197,8 +226,10 @@ def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -
     reads, writes, constants = (t.expand(n, -1, -1) for t in (reads, writes, constants))
     kappa = constants if bool(constants.any()) else None
     experts = _stack_factors([update.experts for update in updates])
-    parts = _stack_factors([update.parts for update in updates])
-    return SiteUpdate(reads, writes, kappa, first.source, experts, parts), torch.cat(strengths)
+    offsets = None
+    if first.offsets is not None:
+        offsets = _shared(torch.cat([_pad(u.offsets, k) for u in updates if u.offsets is not None]))
+    return SiteUpdate(reads, writes, kappa, first.source, experts, offsets), torch.cat(strengths)
 
 
 def _stack_factors(factors: Sequence[Tensor | None]) -> Float[Tensor, "candidate part"] | None:

@@ -23,12 +23,12 @@ def routed_experts(hf: Any) -> dict[int, int]:
 def query_heads(hf: Any) -> dict[int, int]:
     """Layer → its heads. What the output projection reads is indexed by query heads, under grouped queries too."""
     n_heads = int(hf.config.get_text_config().num_attention_heads)
-    return {layer: n_heads for layer, width in _widths(hf, "attn_out").items() if width % n_heads == 0}
+    return {layer: n_heads for layer, width in read_widths(hf, "attn_out").items() if width % n_heads == 0}
 
 
 def neurons(hf: Any) -> dict[int, int]:
     """Layer → the width of its MLP, where it is dense."""
-    return _widths(hf, "mlp_out")
+    return read_widths(hf, "mlp_out")
 
 
 def expert_factors(chosen: Sequence[str], hf: Any) -> Float[Tensor, "layer expert"]:
@@ -46,14 +46,15 @@ def neuron_factors(chosen: Sequence[str], hf: Any) -> Float[Tensor, "layer neuro
     return _factors(chosen, neurons(hf), hf, "neuron")
 
 
-def _widths(hf: Any, component: Component) -> dict[int, int]:
-    """Layer → d_in of its writer, where that is one linear."""
+def read_widths(hf: Any, component: Component) -> dict[int, int]:
+    """Layer → d_in of its writer, where that is one linear, quantised or not."""
     found = {}
     for site, writer in known_writers(hf).items():
         if site.component == component and writer.is_dense:
             (matrix,) = writer.matrices
             shape = hf.get_parameter(matrix.path).shape
-            found[site.layer] = int(shape[0] if matrix.transposed else shape[1])
+            stored = shape[0] if matrix.transposed else shape[-1]  # of 4-bit weights, no more than how they are packed
+            found[site.layer] = int(getattr(hf.get_submodule(matrix.module), "in_features", stored))
     return found
 
 

@@ -36,6 +36,11 @@ def hook_name(site: Site) -> str:
     return f"blocks.{site.layer}.{names[site.component]}"
 
 
+def read_hook_name(site: Site) -> str:
+    """TransformerLens' name of what the linear of a writer reads: the heads' outputs side by side, or the neurons."""
+    return f"blocks.{site.layer}.{'attn.hook_z' if site.component == 'attn_out' else 'mlp.hook_post'}"
+
+
 def residual_hook_names(n_layers: int) -> list[str]:
     """The L+1 residual points: `resid_pre` of every layer, and the last layer's `resid_post`, before the final norm."""
     points = [hook_name(Site(layer, "resid_pre")) for layer in range(n_layers)]

@@ -7,7 +7,7 @@ layer's own; ablated towards zero or towards the neutral mean; filtered as the s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.sets import AS_SET
-from iconoclast_tl.edits.edit import Edit, EditConfig
+from iconoclast_tl.edits.edit import NOTHING, Edit, EditConfig
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.sites import WRITERS, Component, Site
+from iconoclast_tl.models.sites import WRITERS, Site
 from iconoclast_tl.search.space import KernelSpace, build_edit
 
 Strengths = Float[Tensor, "candidate component layer"]
@@ -33,13 +34,7 @@ class Source:
     directions: Mapping[str, Directions]
     """`as set` first, and perhaps others (`directions.sets`)."""
     edit: EditConfig
-    neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]]
-    gains: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
-    """Of the model's post-norms."""
-    experts: Float[Tensor, "layer expert"] | None = None
-    """Factors of the strengths at routed experts."""
-    parts: Mapping[Component, Float[Tensor, "layer part"]] = field(default_factory=dict)
-    """Factors of the strengths at heads and neurons."""
+    ground: Ground = NOTHING
 
     @property
     def n_layers(self) -> int:
@@ -51,7 +46,7 @@ class Source:
         chosen = {name: parameters[name] for name in ("affine", "row_normalization") if name in parameters}
         directions = self.directions[parameters.get("directions", AS_SET)]
         config = self.edit.model_copy(update=chosen)
-        return build_edit(parameters, directions, config, self.neutral_writes, self.gains, self.experts, self.parts)
+        return build_edit(parameters, directions, config, self.ground)
 
 
 @dataclass(frozen=True)

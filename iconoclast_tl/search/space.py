@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
+from iconoclast_tl.edits.edit import NOTHING, Edit, EditConfig, make_edit
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.profiles import Kernel
 from iconoclast_tl.foundation.stage_config import StageConfig
 from iconoclast_tl.models.sites import WRITERS, Component
@@ -103,10 +104,7 @@ def build_edit(
     parameters: Parameters,
     directions: Directions,
     config: EditConfig,
-    neutral_writes: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
-    gains: Mapping[Component, Float[Tensor, "layer d_model"]] | None = None,
-    experts: Float[Tensor, "layer expert"] | None = None,
-    parts: Mapping[Component, Float[Tensor, "layer part"]] | None = None,
+    ground: Ground = NOTHING,
 ) -> Edit:
     """The edit that a trial's parameters mean on a model with these directions."""
     n_layers = directions.n_layers
@@ -115,7 +113,7 @@ def build_edit(
     else:
         vectors = per_layer(directions)
     strengths = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
-    return make_edit(vectors[None], strengths, config, neutral_writes, gains, experts, parts)
+    return make_edit(vectors[None], strengths, config, ground)
 
 
 def per_layer(directions: Directions) -> Float[Tensor, "layer d_model"]:

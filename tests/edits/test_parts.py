@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from iconoclast_tl.doctor.checks import Kind, random_edit
-from iconoclast_tl.edits.edit import Edit
+from iconoclast_tl.activations.collect import collect_last_position
+from iconoclast_tl.doctor.checks import Kind, fold, random_edit
+from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
@@ -22,7 +24,9 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import hf_sites
 from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
 from iconoclast_tl.models.parts import head_factors, neuron_factors, neurons, query_heads
-from iconoclast_tl.models.sites import Component, Site
+from iconoclast_tl.models.post_norm import post_norm_gains
+from iconoclast_tl.models.reading import read_along
+from iconoclast_tl.models.sites import WRITERS, Component, Site
 from iconoclast_tl.models.writers import require_writers
 from iconoclast_tl.prompts.chat import left_pad
 from tests.architectures import save_architecture
@@ -68,28 +72,31 @@ def oracle(edit: Edit, component: str, model: LoadedModel, rows: list[list[int]]
 def _project(edit: Edit, site: Site, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
     at, factors = edit.at(site), edit.parts[site.component][site.layer]
     v, strength, width = at.directions[0], at.strengths[0], weight.shape[1] // len(factors)
+    centres = edit.own_centres(site)[0]
 
     def hook(module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         result = output.clone()
         for part, factor in enumerate(factors):
             columns = slice(part * width, (part + 1) * width)
             written = args[0][..., columns] @ weight[:, columns].T
-            result -= strength * factor * (written @ v)[..., None] * v
+            result -= strength * factor * (written @ v - centres[part])[..., None] * v
         return result if bias is None else result - strength * factors.mean() * (bias @ v) * v
 
     return hook
 
 
+@pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("component", ["attn_out", "mlp_out"])
 def test_each_part_is_projected_by_its_own_strength(
-    model: LoadedModel, rows: list[list[int]], component: Component
+    model: LoadedModel, rows: list[list[int]], component: Component, affine: bool
 ) -> None:
-    edit = random_edit(model, Kind("parts", (component,), parts=True, n_layers=None))
+    edit = random_edit(model, Kind("parts", (component,), affine, parts=True, n_layers=None))
+    assert edit.is_affine == affine
     if "Gemma2" in type(model.hf).__name__:
         assert edit.gains  # the directions of the site are weighted; the oracle takes them from it
     found = under(edit, model, rows)
     assert torch.allclose(found, oracle(edit, component, model, rows), atol=2e-5)
-    whole = replace(edit, parts={})
+    whole = replace(edit, parts={component: torch.ones_like(edit.parts[component])})
     assert not torch.allclose(found, under(whole, model, rows), atol=1e-3)
 
 
@@ -123,8 +130,8 @@ def test_slices_of_what_is_written_are_no_heads(llama: LoadedModel, rows: list[l
 def test_candidates_of_one_batch_keep_their_own_heads(model: LoadedModel, rows: list[list[int]]) -> None:
     sites, rows = hf_sites(model.hf), [row[:5] for row in rows[:3]]
     kinds = (
-        Kind("heads", ("attn_out", "mlp_out"), parts=True),
-        Kind("plain"),
+        Kind("both", ("attn_out", "mlp_out"), parts=True),
+        Kind("affine", ("attn_out", "mlp_out"), affine=True, parts=True),
         Kind("neurons", ("mlp_out",), parts=True),
     )
     edits = [random_edit(model, kind, seed=seed) for seed, kind in enumerate(kinds)]
@@ -135,10 +142,16 @@ def test_candidates_of_one_batch_keep_their_own_heads(model: LoadedModel, rows: 
         assert torch.allclose(found, under(edit, model, rows), atol=2e-5)
 
 
-def test_files_hold_single_heads_and_neurons(
-    model: LoadedModel, load: Callable[..., LoadedModel], tmp_path: Path
+@pytest.mark.parametrize("affine", [False, True])
+def test_adapter_and_files_hold_single_heads_and_neurons(
+    model: LoadedModel, rows: list[list[int]], load: Callable[..., LoadedModel], tmp_path: Path, affine: bool
 ) -> None:
-    edit = random_edit(model, Kind("heads", ("attn_out", "mlp_out"), parts=True))
+    kind = Kind("heads", ("attn_out", "mlp_out"), affine, parts=True)
+    check = fold(model, rows, kind, saved=False)
+    assert check.ok, check
+    edit = random_edit(model, kind)
+    if "adapter only" in check.note:
+        return  # no bias there that merged weights could carry
     merge_files(plan_merge(edit, model.hf, Path(model.name)), tmp_path / "merged")
     expected = merged_model(make_fold(edit, model), model).state_dict()
     found = load(tmp_path / "merged").hf.state_dict()
@@ -162,13 +175,41 @@ def test_an_edit_keeps_its_heads_on_disk(llama: LoadedModel, tmp_path: Path) -> 
     assert found.digest() == edit.digest() != replace(edit, parts={}).digest()
 
 
-def test_heads_and_neurons_take_plain_edits_of_dense_layers(
+@pytest.mark.parametrize("component", ["attn_out", "mlp_out"])
+def test_the_centres_of_all_parts_are_the_centre_of_the_whole(
+    model: LoadedModel, rows: list[list[int]], component: Component
+) -> None:
+    """With means that were measured: all heads of strength λ are the affine edit of the site."""
+    measured = collect_last_position(model, None, rows, 4)
+    writes, reads = ({name: one.mean for name, one in kind.items()} for kind in (measured.writes, measured.reads))
+    sites, ones = hf_sites(model.hf), {"attn_out": query_heads(model.hf)[0], "mlp_out": neurons(model.hf)[0]}
+    vectors = torch.randn(2, model.n_layers, model.d_model, generator=torch.Generator().manual_seed(0))
+    strengths = {name: torch.full((model.n_layers,), 0.7 * (name == component)) for name in WRITERS}
+    whole = Ground(writes, reads, post_norm_gains(model.hf))
+    parts = replace(whole, parts={component: torch.ones(model.n_layers, ones[component])}, sites=sites)
+    edits = [make_edit(vectors, strengths, EditConfig(affine=True), ground) for ground in (whole, parts)]
+    assert torch.allclose(edits[1].centres[component].sum(-1), edits[0].centres[component], atol=1e-5)
+    assert torch.allclose(under(edits[1], model, rows), under(edits[0], model, rows), atol=2e-5)
+    plain = make_edit(vectors, strengths, EditConfig(), parts)
+    assert not torch.allclose(under(plain, model, rows), under(edits[0], model, rows), atol=1e-3)
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+def test_what_a_linear_reads_is_the_same_by_its_weights_and_through_it(llama: LoadedModel, quantization: str) -> None:
+    model = load_model(ModelConfig(name=llama.name, dtype="float32", device="cpu", quantization=quantization))
+    linear = model.hf.model.layers[1].self_attn.o_proj
+    vectors = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        weight = linear(torch.eye(linear.in_features)).T
+    # 8 bits: the identity, too, is rounded on its way in.
+    assert torch.allclose(read_along(linear, vectors).weight, vectors @ weight.float(), atol=1e-3)
+
+
+def test_heads_and_neurons_take_no_row_norms_and_dense_layers(
     llama: LoadedModel, tmp_path: Path, load: Callable[..., LoadedModel]
 ) -> None:
-    ones = {"attn_out": torch.ones(3, 4)}
-    for kind in (Kind("affine", affine=True), Kind("rows", row_normalization="pre")):
-        with pytest.raises(UserError, match="single heads and neurons take plain edits"):
-            replace(random_edit(llama, kind), parts=ones)
+    with pytest.raises(UserError, match="single heads and neurons take edits without row normalisation"):
+        replace(random_edit(llama, Kind("rows", row_normalization="pre")), parts={"attn_out": torch.ones(3, 4)})
     mixtral = load(save_architecture(tmp_path / "mixtral", "Mixtral"))
     edit = replace(random_edit(mixtral, Kind("MLP", ("mlp_out",))), parts={"mlp_out": torch.ones(3, 16)})
     with pytest.raises(UserError, match=r"single neurons cannot be edited at 0\.mlp_out"):
