@@ -16,13 +16,12 @@ from torch import Tensor
 
 from iconoclast_tl.edits.hooks import Rows
 from iconoclast_tl.evaluation.baseline import Baseline
-from iconoclast_tl.evaluation.generation import Response, generate
+from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.evaluation.metrics.compliance import complies
-from iconoclast_tl.evaluation.teacher_forcing import Forced, entered, force, forced_logits
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.sites import Site
-from iconoclast_tl.search.odds import tree_log_odds
-from iconoclast_tl.search.paths import Layout, Path, Paths, deciding_path
+from iconoclast_tl.scores.log_odds import LogOdds
+from iconoclast_tl.scores.paths import Layout, Path, known_paths
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,7 @@ class Proxy:
         self._tokens, self._layer, self._temperature = tokens, 0, temperature
         self._continuations = base.continuations
         self._behaviour = base.config.behaviour()
-        self.paths = Paths(len(self.target.rows))
-        for response in base.responses["neutral"]:
-            self._sort(None, response)
-        for prompt, response in enumerate(base.responses["target"]):
-            self._sort(prompt, response)
+        self.paths = known_paths(base)
         self.settle()
 
     def start_at(self, layer: int) -> None:
@@ -69,10 +64,9 @@ class Proxy:
 
     def log_odds(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
         """Of the behaviour on these prompts, under the candidates that the hooks hold."""
-        rows, tree = self._layout.tree(prompts.tolist())
-        assigned.candidates = _lanes(candidates, len(rows))
-        logits = forced_logits(self.base.model, self._forced.take(torch.tensor(rows), candidates)) / self._temperature
-        return tree_log_odds(logits.reshape(candidates, len(rows), *logits.shape[1:]), tree, len(prompts))
+        asked = self._odds.ask(prompts)
+        assigned.candidates = _lanes(candidates, len(asked.owner))
+        return self._odds.read(asked.times(candidates), candidates)
 
     def kl(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
         """KL(base ‖ edited) over the base's continuation of neutral prompts."""
@@ -94,27 +88,23 @@ class Proxy:
         )
         shows = [self._behaviour.found_in(response.text) for response in said]
         broken = [not shown and not complies(r.text, self._behaviour) for shown, r in zip(shows, said, strict=True)]
-        new = sum(self._sort(prompt, r) for prompt, (r, fell) in enumerate(zip(said, broken, strict=True)) if not fell)
+        tokenizer = self.base.model.tokenizer
+        new = sum(
+            self.paths.note(prompt, response.tokens, self._behaviour, tokenizer)
+            for prompt, (response, fell) in enumerate(zip(said, broken, strict=True))
+            if not fell
+        )
         return Said(sum(shows) / len(said), sum(broken) / len(said), new)
 
     def settle(self) -> None:
         """Lay out what is known by now; no hooks may be on."""
         if self._tokens is None:
-            self._layout = self.paths.layout()
+            layout = self.paths.layout()
         else:
             leaves: list[list[Path]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
-            self._layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
-        fed = [(*path, self.base.model.pad_id) for _, path in self._layout.rows]  # the last token is predicted, not fed
-        prompts = [self.target.rows[prompt] for prompt, _ in self._layout.rows]
-        forced = force(prompts, fed, max(len(path) for path in fed), self.base.model.pad_id)
-        self._forced: Forced = entered(self.base.model, forced, self._layer, self.base.config.rows)
-
-    def _sort(self, prompt: int | None, response: Response) -> bool:
-        """Take note of a response; whether it told anything new."""
-        path = deciding_path(response.tokens, self._behaviour, self.base.model.tokenizer)
-        if path is None:
-            return self.paths.is_innocent(response.tokens)
-        return prompt is not None and self.paths.shows(prompt, path)
+            layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
+        model, rows = self.base.model, self.base.config.rows
+        self._odds = LogOdds(model, self.target.rows, layout, self._temperature, self._layer, rows)
 
 
 def _lanes(candidates: int, n: int) -> Tensor | None:

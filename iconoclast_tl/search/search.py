@@ -15,9 +15,9 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.sites import Site
+from iconoclast_tl.scores.first_tokens import FirstTokens, first_tokens
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source, families, family_name
-from iconoclast_tl.search.first_tokens import FirstTokens, first_tokens
 from iconoclast_tl.search.gradient import GradientSearch, Say
 from iconoclast_tl.search.objective import Goal, Objective, Scores
 from iconoclast_tl.search.outer import OuterSpace, OuterStudy

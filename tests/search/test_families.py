@@ -7,6 +7,7 @@ import torch
 
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.edits.edit import EditConfig
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import hf_sites
@@ -28,7 +29,7 @@ def make_source(*without: int) -> Source:
     generator = torch.Generator().manual_seed(9)
     writes: dict[Component, torch.Tensor] = {name: torch.randn(3, 24, generator=generator) for name in WRITERS}
     directions = {"as set": random_directions(0, *without), "unfiltered": random_directions(1, *without)}
-    return Source(directions, EditConfig(), writes)
+    return Source(directions, EditConfig(), Ground(writes))
 
 
 def indices(found: list[Family], scope: str = "global") -> list[float]:

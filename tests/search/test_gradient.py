@@ -13,6 +13,7 @@ import torch
 
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.edits.edit import EditConfig
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import Rows, preview
 from iconoclast_tl.edits.updates import Updates
 from iconoclast_tl.evaluation.baseline import Baseline
@@ -40,7 +41,7 @@ def source(llama: LoadedModel) -> Source:
     generator = torch.Generator().manual_seed(2)
     vectors = torch.nn.functional.normalize(torch.randn(4, 24, generator=generator), dim=-1)
     writes: dict[Component, torch.Tensor] = {name: torch.randn(3, 24, generator=generator) for name in WRITERS}
-    return Source({"as set": Directions(vectors, torch.ones(4))}, EditConfig(), writes)
+    return Source({"as set": Directions(vectors, torch.ones(4))}, EditConfig(), Ground(writes))
 
 
 @pytest.fixture

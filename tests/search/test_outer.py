@@ -13,6 +13,7 @@ from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimate import DirectionConfig
 from iconoclast_tl.directions.sets import AS_SET, set_name
 from iconoclast_tl.edits.edit import EditConfig
+from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.sites import WRITERS, Component
@@ -69,7 +70,7 @@ def make_source(names: list[str], seed: int = 2) -> Source:
         return Directions(vectors, torch.ones(4))
 
     writes: dict[Component, torch.Tensor] = {name: torch.randn(3, 24, generator=generator) for name in WRITERS}
-    return Source({name: directions() for name in names}, EditConfig(), writes)
+    return Source({name: directions() for name in names}, EditConfig(), Ground(writes))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import EvaluationConfig
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.search.first_tokens import first_tokens
+from iconoclast_tl.scores.first_tokens import first_tokens
 from tests.search.test_objective import questions
 
 

@@ -16,7 +16,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.prompts.chat import TokenBatch
-from iconoclast_tl.search.odds import auroc, rising_tokens, token_log_odds
+from iconoclast_tl.scores.odds import auroc, rising_tokens, token_log_odds
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.metrics.markers import MarkerSet
-from iconoclast_tl.search.odds import Tree
+from iconoclast_tl.scores.odds import Tree
 
 Path = tuple[int, ...]
 
@@ -56,6 +57,13 @@ class Paths:
         self._innocent |= beginnings
         return new
 
+    def note(self, prompt: int | None, tokens: Sequence[int], behaviour: MarkerSet, tokenizer: Any) -> bool:
+        """Take note of a response to a target prompt, or to a neutral one (None); whether it told anything new."""
+        path = deciding_path(tokens, behaviour, tokenizer)
+        if path is None:
+            return self.is_innocent(tokens)
+        return prompt is not None and self.shows(prompt, path)
+
     def layout(self) -> Layout:
         """Cut what is known into trees. A prompt without any gets what most prompts have."""
         cut = [{self._cut(way) for way in ways} for ways in self._ways]
@@ -82,6 +90,20 @@ class Paths:
     def _cut(self, way: Path) -> Path:
         lengths = range(1, len(way) + 1)
         return way[: next((length for length in lengths if way[:length] not in self._innocent), len(way))]
+
+
+def known_paths(base: Baseline, extra: int = 0) -> Paths:
+    """What the unedited model said to its target and neutral prompts; `extra` prompts have no ways of their own."""
+    paths, behaviour, tokenizer = (
+        Paths(len(base.responses["target"]) + extra),
+        base.config.behaviour(),
+        base.model.tokenizer,
+    )
+    for response in base.responses["neutral"]:
+        paths.note(None, response.tokens, behaviour, tokenizer)
+    for prompt, response in enumerate(base.responses["target"]):
+        paths.note(prompt, response.tokens, behaviour, tokenizer)
+    return paths
 
 
 def deciding_path(tokens: Sequence[int], behaviour: MarkerSet, tokenizer: Any) -> Path | None:

@@ -1,0 +1,46 @@
+"""How far the residual stream lies along a direction at a prompt's last token: vᵀ r, before the final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from iconoclast_tl.evaluation.teacher_forcing import force, forced_logits
+from iconoclast_tl.models.layers import decoder_layers
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.prompts.chat import Tokens
+from iconoclast_tl.scores.score import Asked
+
+
+class Projection:
+    """Of the last residual point."""
+
+    name = "projection"
+
+    def __init__(self, model: LoadedModel, prompts: Sequence[Tokens], direction: Float[Tensor, "d_model"]) -> None:
+        """direction: of unit length."""
+        self.model, self.direction = model, direction
+        self._forced = force(prompts, [(model.pad_id,)] * len(prompts), 1, model.pad_id)
+
+    def ask(self, prompts: Int[Tensor, "n"]) -> Asked:
+        """A row a prompt."""
+        return Asked(self._forced.take(prompts), torch.arange(len(prompts)), len(prompts))
+
+    def read(self, asked: Asked, candidates: int = 1) -> Float[Tensor, "candidate n"]:
+        """The projection of every prompt under every candidate."""
+        kept: list[Tensor] = []
+
+        def keep(module: Any, args: Any, output: Any) -> None:
+            kept.append((output[0] if isinstance(output, tuple) else output)[:, -1])
+
+        handle = decoder_layers(self.model.hf)[-1].register_forward_hook(keep)
+        try:
+            forced_logits(self.model, asked.forced)
+        finally:
+            handle.remove()
+        dtype = torch.promote_types(kept[0].dtype, torch.float32)
+        return (kept[0].to(dtype) @ self.direction.to(kept[0].device, dtype)).reshape(candidates, asked.n)
