@@ -62,9 +62,7 @@ def _attach(update: SiteUpdate, strengths: Tensor, where: HookedModule, rows: Ro
         more = surplus.pop().reshape(y.shape) if surplus else None
         return apply_update(y, x, update, strengths, rows.candidates, more)
 
-    if where.on == "input":
-        return [where.module.register_forward_pre_hook(_input_hook(change), with_kwargs=True)]
-    handles = [where.module.register_forward_hook(_output_hook(change))]
+    handles = [where.attach(change)]
     if update.experts is not None and where.experts is not None:
         handles.append(
             where.experts.register_forward_hook(_expert_hook(update.experts, rows, surplus), with_kwargs=True)
@@ -91,24 +89,5 @@ def _expert_hook(
         more = of_token.gather(1, chosen.reshape(len(states), -1)).reshape(chosen.shape) - 1
         # Not module(…): that would come back to this hook.
         surplus.append(module.forward(states, chosen, weights * more.to(weights)))
-
-    return hook
-
-
-def _output_hook(change: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        x = args[0] if args else None
-        if isinstance(output, tuple):
-            return (change(output[0], x), *output[1:])
-        return change(output, x)
-
-    return hook
-
-
-def _input_hook(change: Callable[[Tensor, Tensor | None], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (change(args[0], None), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"], None)}
 
     return hook

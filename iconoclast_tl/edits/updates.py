@@ -62,7 +62,8 @@ class SiteUpdate:
         assert self.offsets is not None
         reads, writes = self.reads.to(strengths.dtype), self.writes.to(strengths.dtype)
         scaled = (strengths * self.offsets.to(strengths)).sum(-1, keepdim=True) * writes
-        return SiteUpdate(reads * of_columns(strengths, reads.shape[-1]), writes, scaled, "input")
+        reads = reads * of_columns(strengths, reads.shape[-1])
+        return SiteUpdate(reads, writes.expand(len(reads), -1, -1), scaled, "input")
 
 
 @dataclass(frozen=True)

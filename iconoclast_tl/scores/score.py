@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +35,7 @@ class Asked:
         return int(self.forced.batch.input_ids.shape[1] - self.forced.tokens.shape[1])
 
 
+@runtime_checkable
 class Score(Protocol):
     """A score of prompts."""
 

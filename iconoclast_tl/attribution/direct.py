@@ -1,0 +1,243 @@
+"""What each part writes along a vector w at one position: direct attribution.
+
+The stream is the sum of what was written into it, so that wᵀr = Σ_parts wᵀ(what the part wrote), exactly. A head h that
+reads z_h (TransformerLens' `hook_z`) writes W_h z_h, an attention's bias belongs to none of its heads, and where a
+post-norm stands between, γ ∘ y · ρ is written, with ρ what the norm made of this token.
+
+For a direction v, w = v. For a logit the final norm is folded in: w = γ ∘ u · r, with its scale r held fixed, u the
+difference of the unembedding's rows, and the norm's own shift a constant (direct logit attribution).
+
+Only numbers leave the hooks, one a part and position: no activation is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iconoclast_tl.attribution.parts import Part, model_parts
+from iconoclast_tl.attribution.result import Attribution, PositionSums
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.models.batching import Room
+from iconoclast_tl.models.final_norm import LinearNorm, final_norm, linear_norm
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.layers import decoder_layers
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.post_norm import Gains, post_norm
+from iconoclast_tl.models.reading import Read, read_along, sum_parts
+from iconoclast_tl.models.sites import WRITERS, Site
+from iconoclast_tl.prompts.chat import Tokens, left_pad
+
+INCOMPLETE = 1e-3
+"""Largest gap between the sum over parts and the stream's own projection, as a share of the largest projection: float32
+leaves 1e-6, half precision rounds the stream at every layer (allowed for by its epsilon)."""
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """A difference of logits as a direction after the final norm: d W_U, and the constant of its biases."""
+
+    vector: Float[Tensor, "d_model"]
+    constant: float
+    norm: nn.Module
+    linear: LinearNorm
+
+
+def unembedding(model: LoadedModel, rising: Tensor, falling: Tensor) -> Unembedding:
+    """Of the mean logit of `rising` over that of `falling`. `UserError` where the final norm is not known."""
+    head: Any = model.hf.get_output_embeddings()
+    weight = head.weight.detach().float().cpu()
+    bias = getattr(head, "bias", None)
+    constant = 0.0 if bias is None else float(bias[rising].float().mean() - bias[falling].float().mean())
+    norm = final_norm(model.hf)
+    vector = weight[rising].mean(0) - weight[falling].mean(0)
+    return Unembedding(vector, constant, norm, linear_norm(norm, model.d_model))
+
+
+def direct(
+    model: LoadedModel,
+    sites: Mapping[Site, HookedModule],
+    gains: Gains,
+    rows: Sequence[Tokens],
+    along: Float[Tensor, "d_model"] | Unembedding,
+    batch_size: int,
+    positions: bool = False,
+    track: Track = silent,
+    description: str = "direct",
+) -> Attribution:
+    """What every part writes along `along` at the last token of every prompt, and on request at each position.
+
+    Values sum to the projection of the last residual point, or to the difference of logits (before any soft cap), which
+    is checked: raises `UserError` where they do not, since then not all that writes is known.
+    """
+    parts = [*model_parts(model.hf), *_biases(model, sites)]
+    recorder = _Recorder(model, sites, gains, parts, along)
+    found = torch.zeros(len(rows), len(parts))
+    gap, size, sums = 0.0, 0.0, PositionSums(len(parts))
+
+    @torch.no_grad()
+    def take(chosen: Tensor) -> None:
+        nonlocal gap, size
+        batch = left_pad([rows[row] for row in chosen.tolist()], model.pad_id)
+        with recorder.on() as values:
+            model.hf(**model.inputs(batch), logits_to_keep=1, use_cache=False)
+        contributions, own = values()
+        real = batch.attention_mask.bool()
+        gap = max(gap, float((contributions.sum(-1) - own).abs()[real].max()))
+        size = max(size, float(own.abs()[real].max()))
+        found[chosen] = contributions[:, -1]
+        if positions:
+            sums.add(contributions, batch.attention_mask, contributions.shape[1] - 1, chosen)
+
+    order = torch.tensor(sorted(range(len(rows)), key=lambda row: -len(rows[row])))
+    Room(batch_size).over(order, take, track, description)
+    allowed = max(INCOMPLETE, 4 * torch.finfo(model.hf.dtype).eps * model.n_layers)
+    if not gap <= allowed * max(size, 1e-30):
+        raise UserError(
+            f"the parts of {type(model.hf).__name__} do not add up to its stream",
+            got=f"a gap of {gap / max(size, 1e-30):.2g} of the projection",
+            want=f"at most {allowed:.2g}",
+            mend="leave `direct` out of --method",
+        )
+    of = recorder.of
+    by_position = sums.result() if positions else None
+    return Attribution("direct", of, tuple(parts), found, by_position, {"incompleteness": gap / max(size, 1e-30)})
+
+
+def _biases(model: LoadedModel, sites: Mapping[Site, HookedModule]) -> list[Part]:
+    """The constants that no head owns: of attentions that have a bias, and of what follows the last layer."""
+    heads = {part.layer for part in model_parts(model.hf) if part.component == "head"}
+    with_bias = [layer for layer in sorted(heads) if _has_bias(sites[Site(layer, "attn_out")].module)]
+    return [*(Part(layer, "bias") for layer in with_bias), Part(model.n_layers, "bias")]
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return getattr(module, "bias", None) is not None
+
+
+Values = Callable[[], tuple[Float[Tensor, "row pos part"], Float[Tensor, "row pos"]]]
+
+
+class _Recorder:
+    """Hooks that keep, of every part, what it writes along w."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        sites: Mapping[Site, HookedModule],
+        gains: Gains,
+        parts: Sequence[Part],
+        along: Tensor | Unembedding,
+    ) -> None:
+        self._model, self._sites, self._gains = model, sites, gains
+        self._reads: dict[Site, Read] = {}
+        self._place = {part: index for index, part in enumerate(parts)}
+        self._logit = along if isinstance(along, Unembedding) else None
+        self._w = along if isinstance(along, Tensor) else along.linear.read(along.vector)
+        # MiniCPM and Granite scale what is written into the stream.
+        self._multiplier = float(getattr(model.hf.config.get_text_config(), "residual_multiplier", None) or 1.0)
+
+    @property
+    def of(self) -> str:
+        """What is attributed."""
+        return "projection on v" if self._logit is None else "difference of logits, final norm folded in"
+
+    @contextmanager
+    def on(self) -> Iterator[Values]:
+        """Record what a forward pass writes; the hooks go when the block ends."""
+        kept: dict[Part, Tensor] = {}
+        ends: dict[str, Tensor] = {}
+        handles = self._hooks(kept, ends)
+        try:
+            yield lambda: self._values(kept, ends)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _values(self, kept: Mapping[Part, Tensor], ends: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        some = ends["stream"]
+        values = torch.zeros(*some.shape[:-1], len(self._place), dtype=some.dtype)
+        for part, value in kept.items():
+            values[..., self._place[part]] = value.reshape(some.shape[:-1]).cpu()
+        own = some @ self._w.to(some)
+        if self._logit is not None:
+            norm, vector = self._logit.linear, self._logit.vector.to(some)
+            scale = norm.scale(some, ends["normed"])
+            constant = float(norm.shift @ self._logit.vector) + self._logit.constant
+            values *= scale[..., None]
+            values[..., self._place[Part(self._model.n_layers, "bias")]] = constant
+            own = ends["normed"] @ vector + self._logit.constant
+        return values, own
+
+    def _hooks(self, kept: dict[Part, Tensor], ends: dict[str, Tensor]) -> list[Any]:
+        handles, layers = [], decoder_layers(self._model.hf)
+
+        def embed(module: Any, args: Any, kwargs: Any) -> None:
+            states = _wide(args[0] if args else kwargs["hidden_states"])
+            kept[Part(0, "embed")] = states @ self._w.to(states)
+
+        def keep(name: str) -> Callable[[Any, Any, Any], None]:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                ends[name] = _wide(output[0] if isinstance(output, tuple) else output).cpu()
+
+            return hook
+
+        handles.append(layers[0].register_forward_pre_hook(embed, with_kwargs=True))
+        handles.append(layers[-1].register_forward_hook(keep("stream")))
+        if self._logit is not None:
+            handles.append(self._logit.norm.register_forward_hook(keep("normed")))
+        for layer, decoder in enumerate(layers):
+            for component in WRITERS:
+                if Site(layer, component) in self._sites:
+                    handles += self._site_hooks(Site(layer, component), decoder, kept)
+        return handles
+
+    def _site_hooks(self, site: Site, decoder: nn.Module, kept: dict[Part, Tensor]) -> list[Any]:
+        module = self._sites[site].module
+        gains = self._gains.get(site.component)
+        w = self._w if gains is None else gains[site.layer].to(self._w) * self._w
+        heads = [part for part in self._place if part.component == "head" and part.site == site]
+        mine = heads or [part for part in self._place if part.site == site and part.component != "bias"]
+        bias = Part(site.layer, "bias") if heads and Part(site.layer, "bias") in self._place else None
+        if heads and site not in self._reads:
+            self._reads[site] = read_along(module, w[None])
+        read = self._reads.get(site)
+        raw: list[Tensor] = []
+
+        def write(mod: Any, args: Any, output: Any) -> None:
+            y = _wide(output[0] if isinstance(output, tuple) else output)
+            if read is None:
+                kept[mine[0]] = y @ w.to(y) * self._multiplier
+            else:
+                x = _wide(args[0])
+                by_head = sum_parts(x * read.weight[0].to(x), len(heads)) * self._multiplier
+                kept.update(zip(heads, by_head.unbind(-1), strict=True))
+                if bias is not None:
+                    kept[bias] = (read.bias[0] * self._multiplier).expand(by_head.shape[:-1])
+            if gains is not None:
+                raw.append(y)
+
+        def scale(mod: Any, args: Any, output: Any) -> None:
+            """A post-norm: what was kept counts as the norm lets it through."""
+            y, out = raw.pop().reshape(output.shape), _wide(output)
+            linear = gains[site.layer].to(y) * y if gains is not None else y
+            rho = (out * linear).sum(-1) / linear.square().sum(-1)
+            for part in [*mine, *([bias] if bias is not None else [])]:
+                kept[part] = kept[part].reshape(rho.shape) * rho
+
+        handles = [module.register_forward_hook(write)]
+        norm = post_norm(decoder, site.component)
+        if gains is not None and norm is not None:
+            handles.append(norm.register_forward_hook(scale))
+        return handles
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

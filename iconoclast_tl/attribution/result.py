@@ -1,0 +1,121 @@
+"""What every method gives: a value for each part and prompt, with means and intervals over prompts.
+
+A value is what the part contributes to the score: positive where the score falls when the part is taken away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from iconoclast_tl.attribution.parts import Part
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class ByPosition:
+    """The same by position, counted from each prompt's last token (0); responses follow it (1, 2, …)."""
+
+    positions: tuple[int, ...]
+    values: Float[Tensor, "position part"]
+    """Means over the prompts that have the position."""
+    n: Int[Tensor, "position"]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """(layer, component, head) → value."""
+
+    method: str
+    of: str
+    """What is attributed, in words."""
+    parts: tuple[Part, ...]
+    values: Float[Tensor, "prompt part"]
+    """float32 or float64, in the unit of the score."""
+    by_position: ByPosition | None = None
+    checks: dict[str, float] = field(default_factory=dict)
+    """How far the method's own promise is kept, such as the gap between sum and total."""
+
+    @property
+    def means(self) -> Float[Tensor, "part"]:
+        """Over prompts."""
+        return self.values.double().mean(0)
+
+    @cached_property
+    def resampled(self) -> Float[Tensor, "resample part"]:
+        """Means over prompts drawn with replacement (bootstrap); the same draws for every method of as many prompts."""
+        return resampling(len(self.values)) @ self.values.double()
+
+    @cached_property
+    def intervals(self) -> Float[Tensor, "part 2"]:
+        """95% percentile intervals of the means."""
+        bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+        return torch.quantile(self.resampled, bounds, dim=0).T
+
+    def top(self, k: int, *components: str) -> list[Part]:
+        """The k parts of largest mean, of these kinds only where any are named; largest first."""
+        means = self.means.tolist()
+        order = sorted(range(len(self.parts)), key=lambda i: (-means[i], self.parts[i]))
+        return [self.parts[i] for i in order if not components or self.parts[i].component in components][:k]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in attribution.json."""
+        rows = zip(self.parts, self.means.tolist(), self.intervals.tolist(), strict=True)
+        found: dict[str, Any] = {
+            "of": self.of,
+            "n": len(self.values),
+            "total": float(self.means.sum()),
+            "checks": self.checks,
+            "parts": [
+                {"layer": p.layer, "component": p.component, "head": p.head, "value": value, "low": low, "high": high}
+                for p, value, (low, high) in rows
+            ],
+        }
+        if self.by_position is not None:
+            found["by_position"] = {
+                "positions": list(self.by_position.positions),
+                "n": self.by_position.n.tolist(),
+                "values": self.by_position.values.tolist(),
+            }
+        return found
+
+
+def resampling(n: int) -> Float[Tensor, "resample n"]:
+    """How much every prompt counts in every resample; rows sum to 1."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(n, (RESAMPLES, n), generator=generator)
+    return torch.zeros(RESAMPLES, n, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.full((RESAMPLES, n), 1 / n, dtype=torch.float64)
+    )
+
+
+class PositionSums:
+    """Sums by position of values that come batch by batch."""
+
+    def __init__(self, n_parts: int) -> None:
+        self._n_parts = n_parts
+        self._sums: dict[int, Tensor] = {}
+        self._counts: dict[int, set[int]] = {}
+
+    def add(self, values: Float[Tensor, "row pos part"], real: Tensor, end: int, prompts: Int[Tensor, "row"]) -> None:
+        """Take in a batch; `end` is the column of the prompts' last token, `prompts` whose rows they are."""
+        for column in range(values.shape[1]):
+            here = real[:, column].bool()
+            if bool(here.any()):
+                place = column - end
+                total = self._sums.get(place, torch.zeros(self._n_parts, dtype=torch.float64))
+                self._sums[place] = total + values[here, column].double().sum(0)
+                self._counts.setdefault(place, set()).update(prompts[here].tolist())
+
+    def result(self) -> ByPosition:
+        """Means over the prompts that have each position."""
+        places = sorted(self._sums)
+        n = torch.tensor([len(self._counts[place]) for place in places])
+        values = torch.stack([self._sums[place] for place in places]) / n[:, None]
+        return ByPosition(tuple(places), values, n)

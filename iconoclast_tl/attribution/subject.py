@@ -1,0 +1,115 @@
+"""The edit under which parts are attributed, taken apart: for every part its direction, centre and strength.
+
+    y' = y − Σ_p λ_p Σ_k v_k (v_kᵀ y_p − c_pk)
+
+with y_p what the part p writes. Every part has a strength of its own, so that one batch can take away one part in each
+row, and a gradient knows them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iconoclast_tl.attribution.parts import Part, model_parts
+from iconoclast_tl.edits.edit import Edit
+from iconoclast_tl.edits.ground import Ground
+from iconoclast_tl.edits.updates import SiteUpdate, Updates, edit_updates
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.parts import query_heads
+from iconoclast_tl.models.sites import Component, Site
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Directions and centres of all parts at strength 1, and the strengths that an edit gives them."""
+
+    parts: tuple[Part, ...]
+    """Those that can be edited."""
+    updates: Mapping[Site, SiteUpdate]
+    strengths: Mapping[Site, Float[Tensor, "k *part"]]
+    """Of the edit itself; 0 where it leaves a part alone."""
+    edit: Edit
+    """At strength 1 everywhere."""
+
+    def where(self, part: Part) -> tuple[Site, int | None]:
+        """Its site, and its place among the site's parts; None where it is the whole."""
+        return part.site, part.head
+
+    def at_share(self, share: float) -> Updates:
+        """This share of the edit's strengths everywhere."""
+        if share == 0:
+            return Updates({}, {})
+        return Updates(self.updates, {site: share * values[None] for site, values in self.strengths.items()})
+
+    def strength(self, part: Part) -> float:
+        """The edit's, the largest in magnitude over its directions."""
+        site, head = self.where(part)
+        values = self.strengths[site] if head is None else self.strengths[site][:, head]
+        return float(values[values.abs().argmax()])
+
+    def only(self, parts: Sequence[Part], strength: float = 1.0) -> Edit:
+        """An edit of these parts alone, of one strength."""
+        edit = self.edit
+        strengths = {name: torch.zeros_like(values) for name, values in edit.strengths.items()}
+        factors = {name: torch.zeros_like(values) for name, values in edit.parts.items()}
+        for part in parts:
+            site, head = self.where(part)
+            strengths[site.component][:, site.layer] = strength
+            if head is not None:
+                factors[site.component][site.layer, head] = 1.0
+        return replace(edit, strengths=strengths, parts=factors)
+
+
+def make_subject(edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[Site, HookedModule]) -> Subject:
+    """Take an edit apart. `UserError` where it has row normalisation, which does not fall into parts."""
+    if edit.row_normalization != "none":
+        raise UserError(
+            "an edit with row normalisation does not fall into heads",
+            got=f"row normalisation {edit.row_normalization}",
+            mend="name a direction by --point, or search with --set edit.row_normalization=none",
+        )
+    parts = [part for part in model_parts(model.hf) if part.site in sites]
+    unit = _at_strength_one(edit, ground, model, sites, {part.site.component for part in parts})
+    made = edit_updates(unit, sites)
+    kept = tuple(part for part in parts if part.site in made.at)
+    strengths = {site: _given(edit, unit, site) for site in made.at}
+    return Subject(kept, made.at, strengths, unit)
+
+
+def _at_strength_one(
+    edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[Site, HookedModule], components: set[Component]
+) -> Edit:
+    """The same directions everywhere, every head by itself, the embedding included."""
+    k, n_layers, _ = edit.directions.shape
+    heads = query_heads(model.hf)
+    factors: dict[Component, Tensor] = {}
+    if "attn_out" in components and len(heads) == n_layers:
+        factors["attn_out"] = torch.ones(n_layers, max(heads.values()))
+    strengths: dict[Component, Tensor] = {name: torch.ones(k, n_layers) for name in sorted(components)}
+    if "resid_pre" in strengths:
+        strengths["resid_pre"][:, 1:] = 0
+    unit = replace(edit, strengths=strengths, centres={}, parts=factors, experts=None)
+    if not edit.is_affine:
+        return unit
+    whole = replace(ground, parts=factors, sites=sites)
+    vectors = {name: torch.stack([unit.vectors(Site(i, name)) for i in range(n_layers)], dim=1) for name in strengths}
+    return replace(unit, centres={name: whole.centres(name, seen) for name, seen in vectors.items()})
+
+
+def _given(edit: Edit, unit: Edit, site: Site) -> Float[Tensor, "k *part"]:
+    """The strengths of an edit at a site, for every part of it, of the directions that its update has."""
+    used = unit.vectors(site).any(-1)
+    given = edit.strengths.get(site.component)
+    strengths = torch.zeros(int(used.sum())) if given is None else given[used, site.layer]
+    if site.component not in unit.parts:
+        return strengths
+    own = edit.parts.get(site.component)
+    factors = torch.ones_like(unit.parts[site.component][site.layer]) if own is None else own[site.layer]
+    return strengths[:, None] * factors
