@@ -24,6 +24,7 @@ _HOME = {
         "collect", "estimate", "evaluate", "evaluate_model", "preview_edit", "run", "search", "uniform_edit",
     ),
     "export": ("fold", "merge"),
+    "attribution_job": ("attribute",),
     "directions.directions": ("Directions",),
     "directions.estimate": ("DirectionConfig", "estimate_directions"),
     "edits.edit": ("Edit", "EditConfig", "make_edit"),

@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from pydantic_settings.exceptions import SettingsError
 
 from iconoclast_tl.activations.collect import ActivationConfig
+from iconoclast_tl.attribution.config import AttributionConfig
 from iconoclast_tl.directions.estimate import DirectionConfig
 from iconoclast_tl.edits.edit import EditConfig
 from iconoclast_tl.evaluation.suite import EvaluationConfig
@@ -45,6 +46,7 @@ class Settings(StageConfig):
     activations: ActivationConfig = ActivationConfig()
     directions: DirectionConfig = DirectionConfig()
     edit: EditConfig = EditConfig()
+    attribution: AttributionConfig = AttributionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
     fold: FoldConfig = FoldConfig()

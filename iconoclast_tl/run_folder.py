@@ -8,6 +8,7 @@ trace.json                a search by gradient, point by point
 study.journal             a search by Optuna, trial by trial
 edit.safetensors/.json    the chosen edit
 adapter/  merged/         the fold
+attribution.json/.html    what heads and MLPs do for the behaviour
 results.json              what was measured
 responses.jsonl           what the model said, by prompt id
 """
@@ -90,6 +91,16 @@ class RunFolder:
     def merged(self) -> Path:
         """Plain weights."""
         return self.path / "merged"
+
+    @property
+    def attribution(self) -> Path:
+        """An attribution study."""
+        return self.path / "attribution.json"
+
+    @property
+    def attribution_page(self) -> Path:
+        """The same to look at."""
+        return self.path / "attribution.html"
 
     @property
     def results(self) -> Path:

@@ -8,7 +8,7 @@ row, and a gradient knows them all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,11 +42,24 @@ class Subject:
         """Its site, and its place among the site's parts; None where it is the whole."""
         return part.site, part.head
 
+    def limited(self, parts: Collection[Part]) -> Subject:
+        """The same of these parts only: of the others nothing is asked, and an edit keeps them."""
+        return replace(self, parts=tuple(part for part in self.parts if part in set(parts)))
+
     def at_share(self, share: float) -> Updates:
         """This share of the edit's strengths everywhere."""
         if share == 0:
             return Updates({}, {})
         return Updates(self.updates, {site: share * values[None] for site, values in self.strengths.items()})
+
+    def candidates(self, groups: Sequence[Collection[Part]]) -> Updates:
+        """For each group a candidate in which its parts have strength 1, and all others none."""
+        of_site = {site: values.new_zeros(len(groups), *values.shape) for site, values in self.strengths.items()}
+        for number, group in enumerate(groups):
+            for part in group:
+                site, head = self.where(part)
+                of_site[site][number, ..., slice(None) if head is None else head] = 1.0
+        return Updates(self.updates, of_site)
 
     def strength(self, part: Part) -> float:
         """The edit's, the largest in magnitude over its directions."""

@@ -10,7 +10,20 @@ import sys
 
 import typer
 
-from iconoclast_tl.cli import collect, config, directions, doctor, evaluate, fold, merge, organism, preview, run, search
+from iconoclast_tl.cli import (
+    attribute,
+    collect,
+    config,
+    directions,
+    doctor,
+    evaluate,
+    fold,
+    merge,
+    organism,
+    preview,
+    run,
+    search,
+)
 from iconoclast_tl.foundation.errors import UserError
 
 app = typer.Typer(
@@ -21,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (run, collect, directions, preview, search, fold, merge, evaluate, doctor):
+for module in (run, collect, directions, preview, attribute, search, fold, merge, evaluate, doctor):
     app.command(module.NAME)(module.command)
 app.add_typer(organism.app, name="organism")
 app.add_typer(config.app, name="config")

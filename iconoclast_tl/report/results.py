@@ -88,5 +88,7 @@ def _of_its_own(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _searched(search: SearchConfig, trial: Mapping[str, Any]) -> list[str]:
+    if "heads" in trial:  # of an attribution
+        return [f"none: {len(trial['heads'])} heads by {trial['by']}, λ = 1", *trial["heads"]]
     method = "gradient" if search.method == "gradient" else f"{search.method}, {search.trials} trials"
     return [f"preset {search.preset}", method, search.goal, f"rule {_rule(search)}", source_of(trial["trial"], search)]

@@ -35,7 +35,7 @@ class FirstTokens:
 def first_tokens(base: Baseline, named: Sequence[str]) -> FirstTokens:
     """Find them, or take those that are named; no hooks may be on."""
     model, before = base.model, base.continuations.first_log_probs
-    after = _first_log_probs(model, base.suite["target"], base.config.rows)
+    after = first_log_probs(model, base.suite["target"], base.config.rows)
     ids = _named(model, named) if named else rising_tokens(after, before)
     if not len(ids):
         return FirstTokens(ids, (), 0.5)
@@ -54,7 +54,8 @@ def _named(model: LoadedModel, words: Sequence[str]) -> Int[Tensor, "t"]:
 
 
 @torch.no_grad()
-def _first_log_probs(model: LoadedModel, questions: Questions, batch_size: int) -> Float[Tensor, "n vocab"]:
+def first_log_probs(model: LoadedModel, questions: Questions, batch_size: int) -> Float[Tensor, "n vocab"]:
+    """Of the first token of the response to every prompt."""
     found: dict[int, Tensor] = {}
 
     def read(batch: TokenBatch) -> None:

@@ -1,0 +1,90 @@
+"""What is left of a score when the first k heads of a ranking are ablated together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from iconoclast_tl.attribution.parts import Part
+from iconoclast_tl.attribution.result import Attribution, resampling
+from iconoclast_tl.attribution.subject import Subject
+from iconoclast_tl.edits.hooks import hooked
+from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.models.batching import Room
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.sites import Site
+from iconoclast_tl.scores.score import Score
+
+HEADS = ("head", "attn")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """By one method's ranking."""
+
+    method: str
+    ks: tuple[int, ...]
+    scores: Float[Tensor, "k prompt"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in attribution.json: means with 95% intervals over prompts."""
+        resampled = resampling(self.scores.shape[1]) @ self.scores.double().T
+        bounds = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T.tolist()
+        rows = zip(self.ks, self.scores.double().mean(1).tolist(), bounds, strict=True)
+        return {"points": [{"k": k, "score": score, "low": low, "high": high} for k, score, (low, high) in rows]}
+
+
+def cumulative(
+    found: Sequence[Attribution],
+    score: Score,
+    subject: Subject,
+    sites: Mapping[Site, HookedModule],
+    prompts: Int[Tensor, "n"],
+    batch_size: int,
+    track: Track = silent,
+) -> list[Curve]:
+    """One curve a method, at k = 0, 1, 2, 4, … and all heads, λ = 1; the same sets are asked once."""
+    heads = [part for part in subject.parts if part.component in HEADS]
+    ks = sorted({0, len(heads), *(2**power for power in range(len(heads).bit_length()) if 2**power < len(heads))})
+    rankings = {one.method: [part for part in one.top(len(one.parts), *HEADS) if part in set(heads)] for one in found}
+    sets = sorted(
+        {frozenset(ranking[:k]) for ranking in rankings.values() for k in ks}, key=lambda s: (len(s), sorted(s))
+    )
+    scores = scores_of(sets, score, subject, sites, prompts, batch_size, track)
+    known = dict(zip(sets, scores, strict=True))
+    return [
+        Curve(method, tuple(ks), torch.stack([known[frozenset(ranking[:k])] for k in ks]))
+        for method, ranking in rankings.items()
+    ]
+
+
+@torch.no_grad()
+def scores_of(
+    sets: Sequence[frozenset[Part]],
+    score: Score,
+    subject: Subject,
+    sites: Mapping[Site, HookedModule],
+    prompts: Int[Tensor, "n"],
+    batch_size: int,
+    track: Track = silent,
+) -> list[Float[Tensor, "prompt"]]:
+    """The score of every prompt with each of these sets of parts ablated."""
+
+    def take(chosen: Tensor) -> list[Tensor]:
+        n = len(chosen)
+        with hooked(subject.candidates([sets[number] for number in chosen.tolist()]), sites) as assigned:
+
+            def read(some: Tensor) -> Tensor:
+                asked = score.ask(prompts[some])
+                assigned.candidates = torch.arange(n).repeat_interleave(len(asked.owner))
+                return score.read(asked.times(n), n).float().cpu()
+
+            return list(torch.cat(Room(max(batch_size // n, 1)).over(torch.arange(len(prompts)), read), dim=1))
+
+    room = Room(max(batch_size // len(prompts), 1))
+    return [one for part in room.over(torch.arange(len(sets)), take, track, "heads together") for one in part]

@@ -1,0 +1,185 @@
+"""An attribution study: every method asked for, on the same prompts, under the same edit, and how they compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from iconoclast_tl.attribution.agreement import Agreement, Overlooked, overlooked, pairs
+from iconoclast_tl.attribution.causal import Causal, causal
+from iconoclast_tl.attribution.config import AttributionConfig, MethodName
+from iconoclast_tl.attribution.cumulative import Curve, cumulative
+from iconoclast_tl.attribution.direct import Unembedding, direct
+from iconoclast_tl.attribution.gradient import gradient, integrated
+from iconoclast_tl.attribution.result import Attribution
+from iconoclast_tl.attribution.subject import Subject
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.models.batching import Room
+from iconoclast_tl.models.hook_points import HookedModule
+from iconoclast_tl.models.post_norm import Gains
+from iconoclast_tl.models.sites import Site
+from iconoclast_tl.prompts.chat import Tokens
+from iconoclast_tl.scores.score import Score
+
+RANKING = ("integrated", "ablate", "restore", "gradient", "interchange")
+"""By which heads are chosen where no method is named: the first of these that was asked for. One head taken away alone
+may change nothing where others do the same; what the integral gives adds up."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is attributed, on what."""
+
+    target: Score
+    neutral: Score
+    """The same score of the matched neutral prompts, number for number."""
+    subject: Subject
+    sites: Mapping[Site, HookedModule]
+    gains: Gains
+    along: Float[Tensor, "d_model"] | Unembedding
+    """Of direct attribution."""
+    rows: Sequence[Tokens]
+    """Target prompts."""
+    matched: Sequence[Tokens]
+    """Their neutral ones."""
+    batch_size: int
+    gradient_batch: int
+    track: Track = silent
+
+    @property
+    def prompts(self) -> Int[Tensor, "n"]:
+        """All of them."""
+        return torch.arange(len(self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What was found."""
+
+    score: str
+    edit: str
+    """In words."""
+    n_layers: int
+    found: tuple[Attribution, ...]
+    target_scores: Float[Tensor, "n"]
+    neutral_scores: Float[Tensor, "n"]
+    agreements: tuple[Agreement, ...] = ()
+    overlooked: tuple[Overlooked, ...] | None = None
+    """None where direct attribution or a causal method was not asked for."""
+    curves: tuple[Curve, ...] = ()
+    accumulated: Mapping[str, Float[Tensor, "point"]] = field(default_factory=dict)
+    """side → mean projection on v at every residual point."""
+
+    @property
+    def gap(self) -> float:
+        """Mean score of target prompts less that of their neutral ones."""
+        return float((self.target_scores.double() - self.neutral_scores.double()).mean())
+
+    def by(self, method: str) -> Attribution:
+        """What one method found."""
+        return next(one for one in self.found if one.method == method)
+
+    @property
+    def best(self) -> Attribution:
+        """By which heads are chosen where no method is named."""
+        named = {one.method: one for one in self.found}
+        return next((named[name] for name in RANKING if name in named), self.found[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in attribution.json."""
+        hidden = self.overlooked
+        return {
+            "score": self.score,
+            "edit": self.edit,
+            "n": len(self.target_scores),
+            "target": float(self.target_scores.mean()),
+            "neutral": float(self.neutral_scores.mean()),
+            "methods": {one.method: one.to_json() for one in self.found},
+            "agreement": [one.to_json() for one in self.agreements],
+            "overlooked": None if hidden is None else [one.to_json() for one in hidden],
+            "cumulative": {curve.method: curve.to_json() for curve in self.curves},
+            "accumulated": {side: values.tolist() for side, values in self.accumulated.items()},
+        }
+
+
+def study(
+    ask: Ask,
+    config: AttributionConfig,
+    methods: Sequence[MethodName],
+    edit: str,
+    accumulated: Mapping[str, Float[Tensor, "point"]],
+) -> Study:
+    """Ask every method. `UserError` where the score does not tell target from neutral prompts."""
+    with torch.no_grad():
+        target, neutral = (_scores(score, ask) for score in (ask.target, ask.neutral))
+    require_different(target, neutral, ask.target.name)
+    found = [one for method in methods for one in _by(method, ask, config.positions == "all")]
+    compared = [one for one in found if one.method not in ("direct", "interchange-back")]
+    contrast = next((one for one in found if one.method == "direct-contrast"), None)
+    effects = [one for one in found if one.method in get_args(Causal)]
+    gap = float((target.double() - neutral.double()).mean())
+    hidden = None if contrast is None or not effects else tuple(overlooked(contrast, effects, gap))
+    curves: Sequence[Curve] = ()
+    if config.cumulative:
+        curves = cumulative(compared, ask.target, ask.subject, ask.sites, ask.prompts, ask.batch_size, ask.track)
+    return Study(
+        ask.target.name,
+        edit,
+        ask.target.model.n_layers,
+        tuple(found),
+        target,
+        neutral,
+        tuple(pairs(compared, config.top)),
+        hidden,
+        tuple(curves),
+        accumulated,
+    )
+
+
+def require_different(target: Float[Tensor, "n"], neutral: Float[Tensor, "n"], name: str) -> None:
+    """Raise `UserError` where two standard errors of the mean difference reach 0: there is nothing to attribute."""
+    difference = target.double() - neutral.double()
+    error = float(difference.std()) / len(difference) ** 0.5
+    if not abs(float(difference.mean())) > 2 * error:
+        raise UserError(
+            f"the score {name} does not differ between target and neutral prompts",
+            got=f"{float(target.mean()):.3g} and {float(neutral.mean()):.3g}, standard error {error:.2g}",
+            want="a difference of more than two standard errors",
+            mend="choose another attribution.score, more attribution.prompts, or other prompts",
+        )
+
+
+def _scores(score: Score, ask: Ask) -> Float[Tensor, "n"]:
+    found = Room(ask.batch_size).over(ask.prompts, lambda part: score.read(score.ask(part))[0].float().cpu())
+    return torch.cat(found)
+
+
+def _by(method: MethodName, ask: Ask, positions: bool) -> list[Attribution]:
+    common = (ask.subject, ask.sites, ask.prompts)
+    if method == "direct":
+        return _direct(ask, positions)
+    if method in ("gradient", "integrated"):
+        ask_gradient = gradient if method == "gradient" else integrated
+        return [ask_gradient(ask.target, *common, ask.gradient_batch, positions, ask.track)]
+    if method == "interchange":
+        there = causal("interchange", ask.target, *common, ask.batch_size, ask.neutral, positions, ask.track)
+        back = causal("interchange-back", ask.neutral, *common, ask.batch_size, ask.target, positions, ask.track)
+        return [there, back]
+    kind: Any = method
+    return [causal(kind, ask.target, *common, ask.batch_size, None, positions, ask.track)]
+
+
+def _direct(ask: Ask, positions: bool) -> list[Attribution]:
+    """On target prompts, and what they have more of than their neutral ones: what all prompts share carries nothing."""
+    model = ask.target.model
+    given = (ask.along, ask.batch_size, positions, ask.track)
+    target = direct(model, ask.sites, ask.gains, ask.rows, *given, "direct, target")
+    neutral = direct(model, ask.sites, ask.gains, ask.matched, *given, "direct, neutral")
+    values = target.values - neutral.values
+    return [target, Attribution("direct-contrast", f"{target.of}, target − neutral", target.parts, values)]

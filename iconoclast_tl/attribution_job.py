@@ -1,0 +1,177 @@
+"""What a workspace asks of an attribution: edit, score and prompts put together, and the edit of its first heads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from iconoclast_tl.activations.store import Activations
+from iconoclast_tl.attribution.config import METHODS, NEED_AN_EDIT, MethodName, ScoreName
+from iconoclast_tl.attribution.cumulative import HEADS
+from iconoclast_tl.attribution.direct import Unembedding, unembedding
+from iconoclast_tl.attribution.matching import matched
+from iconoclast_tl.attribution.parts import Part, model_parts
+from iconoclast_tl.attribution.study import Ask, Study, study
+from iconoclast_tl.attribution.subject import make_subject
+from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.directions.separation import best_point
+from iconoclast_tl.edits.edit import Edit
+from iconoclast_tl.edits.store import load_edit, save_edit
+from iconoclast_tl.evaluation.baseline import Baseline
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.foundation.storage import write_json, write_text
+from iconoclast_tl.pipeline import collect, estimate, uniform_edit
+from iconoclast_tl.prompts.chat import Tokens
+from iconoclast_tl.report.attribution import AttributionReport
+from iconoclast_tl.run_folder import RunFolder
+from iconoclast_tl.scores.first_tokens import first_log_probs
+from iconoclast_tl.scores.log_odds import LogOdds
+from iconoclast_tl.scores.logit_difference import LogitDifference
+from iconoclast_tl.scores.odds import rising_tokens
+from iconoclast_tl.scores.paths import known_paths
+from iconoclast_tl.scores.projection import Projection
+from iconoclast_tl.scores.score import Score
+from iconoclast_tl.workspace import Workspace
+
+
+def attribute(
+    workspace: Workspace, point: float | None = None, only: Sequence[Part] | None = None, write: bool = True
+) -> AttributionReport:
+    """Attribute the behaviour to embedding, heads and MLPs, by `attribution.methods`.
+
+    Under the run's chosen edit, or, where `point` is given or there is none, under λ = 1 everywhere along the direction
+    of a residual point. only: parts to look at. write: attribution.json and attribution.html in the run folder.
+    """
+    config = workspace.settings.attribution
+    activations = collect(workspace)
+    directions = estimate(workspace, activations)
+    edit, at, what, methods = _edit(workspace, directions, activations, point)
+    with workspace.timed("attribute"):
+        base = workspace.asked("train", config.prompts)
+        ask = _ask(workspace, base, edit, directions.at(at), activations)
+        if only is not None:
+            ask = replace(ask, subject=ask.subject.limited(only))
+        accumulated = {
+            side: (residuals.double() @ directions.at(at).double()).mean(0)
+            for side, residuals in (("target", activations.target_train), ("neutral", activations.neutral_train))
+        }
+        report = AttributionReport(study(ask, config, methods, what, accumulated), config.top)
+        if write:
+            write_json(workspace.folder.attribution, report.to_json())
+            write_text(workspace.folder.attribution_page, report.page())
+    return report
+
+
+def _edit(
+    workspace: Workspace, directions: Directions, activations: Activations, point: float | None
+) -> tuple[Edit, float, str, Sequence[MethodName]]:
+    """The edit, its point, what to call it, and the methods that can be asked."""
+    config, model = workspace.settings.attribution, workspace.model
+    if point is None and workspace.folder.edit.is_file():
+        edit, provenance = load_edit(workspace.folder.edit, model.n_layers, model.d_model)
+        chosen = provenance.get("parameters", {})
+        per_layer = chosen.get("direction_scope") != "global"
+        at = float(best_point(directions)) if per_layer else float(chosen["direction_index"]) + 1
+        return edit, at, "the run's chosen edit", config.methods
+    at = float(best_point(directions)) if point is None else point
+    edit = uniform_edit(workspace, directions, activations, at, 1.0, range(directions.n_layers))
+    what = f"λ = 1 everywhere, direction of point {at:g}"
+    needing = [method for method in config.methods if method in NEED_AN_EDIT]
+    if point is not None or not needing:
+        return edit, at, what, config.methods
+    if config.methods != METHODS:
+        raise UserError(
+            f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} an edit",
+            got=f"none in {workspace.folder.path}",
+            mend="run `search` into this folder first, or name a direction by --point",
+        )
+    workspace.say(f"no edit in {workspace.folder.path}: {' and '.join(needing)} are left out")
+    return edit, at, what, [method for method in config.methods if method not in needing]
+
+
+def _ask(
+    workspace: Workspace, base: Baseline, edit: Edit, direction: Float[Tensor, "d_model"], activations: Activations
+) -> Ask:
+    model, config = workspace.model, workspace.settings.attribution
+    ground = workspace.ground(activations)
+    rows, neutrals = base.suite["target"].rows, base.suite["neutral"].rows
+    partners = [neutrals[number] for number in matched(rows, neutrals)]
+    temperature = workspace.settings.search.gradient.temperature
+    target, neutral, along = _scores(config.score, base, rows, partners, direction, temperature)
+    return Ask(
+        target,
+        neutral,
+        make_subject(edit, ground, model, workspace.sites),
+        workspace.sites,
+        workspace.gains,
+        along,
+        rows,
+        partners,
+        base.config.rows if config.batch_size == "auto" else config.batch_size,
+        workspace.settings.search.gradient.batch_size,
+        workspace.track,
+    )
+
+
+def _scores(
+    name: ScoreName,
+    base: Baseline,
+    rows: Sequence[Tokens],
+    partners: Sequence[Tokens],
+    direction: Float[Tensor, "d_model"],
+    temperature: float,
+) -> tuple[Score, Score, Tensor | Unembedding]:
+    """The score of target prompts and of their neutral ones, and what direct attribution is along."""
+    model = base.model
+    if name == "projection":
+        return Projection(model, rows, direction), Projection(model, partners, direction), direction
+    if name == "log-odds":
+        base.require_shown("train")
+        layout = known_paths(base).layout()
+        return LogOdds(model, rows, layout, temperature), LogOdds(model, partners, layout, temperature), direction
+    after, before = (first_log_probs(model, base.suite[side], base.config.rows) for side in ("target", "neutral"))
+    rising, falling = rising_tokens(after, before), rising_tokens(before, after)
+    scores = [LogitDifference(model, some, rising, falling) for some in (rows, partners)]
+    return scores[0], scores[1], unembedding(model, rising, falling)
+
+
+def require_ranking(workspace: Workspace, k: int | None, method: str | None) -> None:
+    """Raise `UserError`, before anything is computed, where the first k heads by this method cannot be told."""
+    asked = workspace.settings.attribution.methods
+    brought = {"direct": "direct-contrast", "interchange": "interchange-back"}
+    known = [*asked, *(brought[name] for name in asked if name in brought)]
+    if method is not None and method not in known:
+        raise UserError("heads cannot be ranked by a method that is not asked", got=method, want=", ".join(known))
+    n_heads = sum(part.component in HEADS for part in model_parts(workspace.model.hf))
+    if k is not None and k > n_heads:
+        raise UserError("the model has fewer heads", got=f"the first {k}", want=f"at most {n_heads}")
+
+
+def top_heads_edit(workspace: Workspace, found: Study, k: int, method: str | None = None) -> RunFolder:
+    """A run folder of its own with the edit that projects v out of the k heads that a method ranks first.
+
+    It lies in the run's, as `top-k`, and `preview --chosen`, `fold`, `merge` and `evaluate` work on it. λ = 1, affine
+    where the run's edit is.
+    """
+    ranked = found.best if method is None else found.by(method)
+    chosen = ranked.top(k, *HEADS)
+    activations = collect(workspace)
+    directions = estimate(workspace, activations)
+    edit = _edit(workspace, directions, activations, None)[0]
+    subject = make_subject(edit, workspace.ground(activations), workspace.model, workspace.sites)
+    made = subject.only(chosen)
+    folder = RunFolder(workspace.folder.path / f"top-{k}")
+    with folder.locked():
+        for file in (workspace.folder.activations, workspace.folder.directions):
+            shutil.copyfile(file, folder.path / file.name)
+        manifest = dict(workspace.folder.read_manifest() or {})
+        write_json(folder.manifest, {**manifest, "timing": {}})
+        heads_of = [str(part) for part in chosen]
+        save_edit(folder.path, made, {"heads": heads_of, "by": ranked.method})
+        rule = {"rule": f"top {k} heads by {ranked.method}", "edit": made.digest(), "heads": heads_of}
+        folder.update_results(chosen=rule)
+    return folder
