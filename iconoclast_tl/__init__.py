@@ -20,9 +20,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "workspace": ("Workspace", "open_workspace"),
-    "pipeline": (
-        "collect", "estimate", "evaluate", "evaluate_model", "preview_edit", "run", "search", "uniform_edit",
-    ),
+    "prepare": ("collect", "estimate", "uniform_edit"),
+    "pipeline": ("evaluate", "evaluate_model", "preview_edit", "run", "search"),
     "export": ("fold", "merge"),
     "attribution_job": ("attribute",),
     "directions.directions": ("Directions",),

@@ -24,7 +24,7 @@ from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import write_json, write_text
-from iconoclast_tl.pipeline import collect, estimate, uniform_edit
+from iconoclast_tl.prepare import collect, estimate, uniform_edit
 from iconoclast_tl.prompts.chat import Tokens
 from iconoclast_tl.report.attribution import AttributionReport
 from iconoclast_tl.run_folder import RunFolder

@@ -11,17 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from iconoclast_tl.activations.collect import LastPosition, collect_last_position
-from iconoclast_tl.activations.store import CONTENT, Activations, activation_key, load_activations, save_activations
-from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
-from iconoclast_tl.directions.estimate import estimate_directions
-from iconoclast_tl.directions.separation import best_point, separation
-from iconoclast_tl.edits.edit import Edit, make_edit
+from iconoclast_tl.activations.store import Activations
+from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.directions.separation import best_point
+from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
-from iconoclast_tl.edits.profiles import uniform
-from iconoclast_tl.edits.store import load_edit, save_edit
+from iconoclast_tl.edits.store import save_edit
 from iconoclast_tl.evaluation.comparison import Change, Compared, compare, response_rows
 from iconoclast_tl.export import fold
 from iconoclast_tl.folding.adapter import loaded_adapter
@@ -29,8 +24,7 @@ from iconoclast_tl.folding.fold import require_experts_at_hand
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
 from iconoclast_tl.model_cards import write_cards
-from iconoclast_tl.models.sites import WRITERS, Component
-from iconoclast_tl.models.twin import Twin, make_twin
+from iconoclast_tl.prepare import collect, estimate, uniform_edit
 from iconoclast_tl.report.results import provenance, search_part
 from iconoclast_tl.search.pareto import Candidate, choose, take
 from iconoclast_tl.search.search import Found, find
@@ -50,101 +44,7 @@ def run(workspace: Workspace) -> dict[str, Any]:
     return evaluate(workspace, edit)
 
 
-# 1. Collect ---------------------------------------------------------------------------------------------------------
-
-
-def collect(workspace: Workspace) -> Activations:
-    """Last-token residuals of train and val prompts, and the writers' neutral means; kept in the run folder."""
-    key = _activation_key(workspace)
-    found = load_activations(workspace.folder.activations, key)
-    if found is not None:
-        return found
-    with workspace.timed("collect"):
-        twin = _twin(workspace)
-        contrast, parts = workspace.contrast, {}
-        for side, splits in (("target", contrast.target), ("neutral", contrast.neutral)):
-            for split, prompts in (("train", splits.train), ("val", splits.val)):
-                parts[side, split] = collect_last_position(
-                    workspace.model,
-                    twin,
-                    workspace.questions(prompts).rows,
-                    workspace.rows_at_once(workspace.settings.activations.batch_size),
-                    workspace.track,
-                    f"collect {side} {split}",
-                )
-        activations = _activations(parts)
-        save_activations(workspace.folder.activations, activations, key)
-    return activations
-
-
-def _twin(workspace: Workspace) -> Twin | None:
-    """The TransformerLens twin, where it was asked for and computes what the model computes."""
-    if workspace.settings.activations.through == "modules":
-        return None
-    twin = make_twin(workspace.model)
-    if isinstance(twin, Twin):
-        return twin
-    workspace.say(f"{twin.reason}; collecting through hooks on the Hugging Face modules instead")
-    return None
-
-
-def _activations(parts: Mapping[tuple[str, str], LastPosition]) -> Activations:
-    return Activations(
-        parts["target", "train"].residuals,
-        parts["neutral", "train"].residuals,
-        parts["target", "val"].residuals,
-        parts["neutral", "val"].residuals,
-        {component: stats.mean for component, stats in parts["neutral", "train"].writes.items()},
-        {component: stats.mean for component, stats in parts["neutral", "train"].reads.items()},
-    )
-
-
-def _activation_key(workspace: Workspace) -> str:
-    return activation_key(
-        model=workspace.model.fingerprint,
-        dtype=workspace.model.dtype,
-        quantization=workspace.settings.model.quantization,
-        tokens=workspace.tokens_digest,
-        kept=CONTENT,
-    )
-
-
-# 2. Directions ------------------------------------------------------------------------------------------------------
-
-
-def estimate(workspace: Workspace, activations: Activations) -> Directions:
-    """One direction per residual point from the train prompts, with its separation on val; or those of a named file."""
-    config = workspace.settings.directions
-    model = workspace.model
-    if config.file is not None:
-        directions = load_directions(Path(config.file), model.n_layers, model.d_model)
-    else:
-        vectors = estimate_directions(activations.target_train, activations.neutral_train, config)
-        directions = Directions(
-            vectors,
-            separation(vectors, activations.target_val, activations.neutral_val),
-            {
-                "model": workspace.settings.model.name,
-                "fingerprint": model.fingerprint,
-                "prompts": workspace.contrast.digests(),
-                "directions": config.model_dump(mode="json"),
-            },
-        )
-    if not bool(directions.vectors.any()):
-        raise UserError(
-            "target and neutral prompts hold the same activations everywhere",
-            want="prompts that the model tells apart at their last token",
-        )
-    known = (workspace.folder.read_manifest() or {}).get("directions")
-    if known not in (None, directions.digest()) and workspace.folder.is_searched:
-        raise UserError(
-            f"the search in {workspace.folder.path} was made with other directions",
-            got=f"a changed {config.file}" if config.file else "directions that came out differently",
-            mend="restore them or pass another --out",
-        )
-    save_directions(workspace.folder.directions, directions)
-    workspace.remember(directions=directions.digest())
-    return directions
+# 1 and 2, collect and directions: `iconoclast_tl.prepare` ----------------------------------------------------------
 
 
 # 3. Preview ---------------------------------------------------------------------------------------------------------
@@ -167,31 +67,6 @@ def preview_default(workspace: Workspace, directions: Directions, activations: A
         f"{after.behaviour_rate.value:.0%}, spill {after.spill_rate.value:.0%}, KL {after.divergence.sequence:.4f}"
     )
     return shown
-
-
-def uniform_edit(
-    workspace: Workspace,
-    directions: Directions,
-    activations: Activations,
-    point: float,
-    strength: float,
-    layers: range | list[int],
-) -> Edit:
-    """One residual point's direction with the same strength at both writers of `layers`, exact (no row
-    normalisation).
-    """
-    n_layers = directions.n_layers
-    outside = [layer for layer in layers if not 0 <= layer < n_layers]
-    if outside:
-        raise UserError(
-            f"layer {outside[0]} is outside 0..{n_layers - 1}",
-            got=f"a model with {n_layers} layers",
-            mend=f"pass --layers 0-{n_layers - 1}",
-        )
-    config = workspace.settings.edit.model_copy(update={"row_normalization": "none"})
-    strengths: dict[Component, Tensor] = {c: uniform(strength, list(layers), n_layers) for c in WRITERS}
-    vectors = directions.at(point).expand(1, n_layers, -1)
-    return make_edit(vectors, strengths, config, workspace.ground(activations))
 
 
 def preview_edit(workspace: Workspace, edit: Edit) -> Compared:
@@ -228,12 +103,6 @@ def _keep(workspace: Workspace, edit: Edit, chosen: Candidate, found: Found) -> 
             shutil.rmtree(place, ignore_errors=True)
     save_edit(folder.path, edit, provenance(chosen, workspace.settings.search))
     folder.update_results(**_about(workspace), **search_part(edit, chosen, found, workspace.settings.search), **stale)
-
-
-def chosen_edit(workspace: Workspace) -> Edit:
-    """The edit that an earlier search left in the run folder."""
-    edit, _ = load_edit(workspace.folder.edit, workspace.model.n_layers, workspace.model.d_model)
-    return edit
 
 
 # 5. Evaluate (folding and its proof: `iconoclast_tl.export`) ---------------------------------------------------------

@@ -50,7 +50,7 @@ class Ours(Contestant):
 
 def export_front(run_folder: Path) -> dict[str, Path]:
     """The points of a run's front as model folders, by name: each is taken in a copy of the run, folded and merged."""
-    from iconoclast_tl import export, pipeline
+    from iconoclast_tl import export, pipeline, prepare
     from iconoclast_tl.cli.console import quieten_libraries
     from iconoclast_tl.workspace import open_workspace
 
@@ -63,8 +63,8 @@ def export_front(run_folder: Path) -> dict[str, Path]:
         if not (copy / "merged").is_dir():
             shutil.copytree(run_folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("merged", "adapter"))
             with open_workspace({"search": {"take": number}, "fold": {"merge": True}}, None, copy) as workspace:
-                activations = pipeline.collect(workspace)
-                edit = pipeline.search(workspace, pipeline.estimate(workspace, activations), activations)
+                activations = prepare.collect(workspace)
+                edit = pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
                 export.fold(workspace, edit)
         found[name] = copy / "merged"
     return found

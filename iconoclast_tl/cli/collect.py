@@ -20,9 +20,9 @@ def command(common: Common) -> None:
     from iconoclast_tl.cli.console import show, workspace_of
 
     with workspace_of(common) as workspace:
-        from iconoclast_tl import pipeline
+        from iconoclast_tl import prepare
 
-        activations = pipeline.collect(workspace)
+        activations = prepare.collect(workspace)
         shapes = {
             "file": str(workspace.folder.activations),
             "points": activations.n_points,

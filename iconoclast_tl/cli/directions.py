@@ -38,11 +38,11 @@ def command(
         "directions__benign_rank": benign_rank,
     }
     with workspace_of(common, **options) as workspace:
-        from iconoclast_tl import pipeline
+        from iconoclast_tl import prepare
         from iconoclast_tl.directions.separation import describe
         from iconoclast_tl.report.tables import directions_table
 
-        activations = pipeline.collect(workspace)
-        directions = pipeline.estimate(workspace, activations)
+        activations = prepare.collect(workspace)
+        directions = prepare.estimate(workspace, activations)
         rows = describe(directions, activations.target_train, activations.neutral_train)
         show(common, rows, directions_table(rows), f"→ {workspace.folder.directions}")

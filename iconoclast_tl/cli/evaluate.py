@@ -29,11 +29,11 @@ def command(
     from iconoclast_tl.cli.console import show, workspace_of
 
     with workspace_of(common) as workspace:
-        from iconoclast_tl import pipeline
+        from iconoclast_tl import pipeline, prepare
         from iconoclast_tl.report.tables import results_table
 
         if adapter is None and workspace.folder.edit.is_file():
-            results = pipeline.evaluate(workspace, pipeline.chosen_edit(workspace))
+            results = pipeline.evaluate(workspace, prepare.chosen_edit(workspace))
         else:
             results = pipeline.evaluate_model(workspace, adapter)
         title = f"{results['behaviour']} of {results['model']}, test split"

@@ -29,9 +29,9 @@ def command(
     from iconoclast_tl.cli.console import show, workspace_of
 
     with workspace_of(common, fold__merge=merge) as workspace:
-        from iconoclast_tl import export, pipeline
+        from iconoclast_tl import export, prepare
         from iconoclast_tl.report.tables import fidelity_table
 
-        export.fold(workspace, pipeline.chosen_edit(workspace))
+        export.fold(workspace, prepare.chosen_edit(workspace))
         fidelity = workspace.folder.read_results()["fidelity"]
         show(common, fidelity, fidelity_table(fidelity), f"→ {workspace.folder.adapter}")

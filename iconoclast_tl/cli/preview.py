@@ -46,7 +46,7 @@ def command(
     if chosen:
         _require_alone(point=point, strength=strength, layers=layers, scope=scope, affine=affine)
     with workspace_of(common) as opened:
-        from iconoclast_tl import pipeline
+        from iconoclast_tl import pipeline, prepare
         from iconoclast_tl.directions.separation import best_point
         from iconoclast_tl.evaluation.comparison import side_by_side
         from iconoclast_tl.report.tables import responses_table, results_table
@@ -56,12 +56,12 @@ def command(
         weight = strength if strength is not None else 1.0
         _require_possible(point, weight, workspace.model.n_layers)
         if chosen:
-            edit, title = pipeline.chosen_edit(workspace), "the chosen edit"
+            edit, title = prepare.chosen_edit(workspace), "the chosen edit"
         else:
-            activations = pipeline.collect(workspace)
-            directions = pipeline.estimate(workspace, activations)
+            activations = prepare.collect(workspace)
+            directions = prepare.estimate(workspace, activations)
             at = point if point is not None else float(best_point(directions))
-            edit = pipeline.uniform_edit(workspace, directions, activations, at, weight, which)
+            edit = prepare.uniform_edit(workspace, directions, activations, at, weight, which)
             title = f"point {at:g}, λ = {weight:g}, {edit.scope}, layers {layers or 'all'}"
         shown = pipeline.preview_edit(workspace, edit)
         result, rows = shown.to_json(), side_by_side(shown, examples)

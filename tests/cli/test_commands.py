@@ -88,23 +88,23 @@ def test_the_default_folder_has_the_models_name(
 
 def test_exit_1_and_a_traceback_are_for_defects(cli: Cli, common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not the user's mistake is not dressed up as one."""
-    from iconoclast_tl import pipeline
+    from iconoclast_tl import prepare
 
     def fail(workspace: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(pipeline, "collect", fail)
+    monkeypatch.setattr(prepare, "collect", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         cli("collect", *common, "--out", "run")
 
 
 def test_an_interrupt_says_how_to_go_on(cli: Cli, common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from iconoclast_tl import pipeline
+    from iconoclast_tl import prepare
 
     def stop(workspace: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "collect", stop)
+    monkeypatch.setattr(prepare, "collect", stop)
     done = cli("collect", *common, "--out", "run")
     assert done.code == 130
     assert "run the same command again" in done.err
@@ -117,7 +117,7 @@ def test_merging_may_be_asked_for_and_refused(
     cli: Cli, common: list[str], monkeypatch: pytest.MonkeyPatch, command: str, stage: str, option: str, merge: bool
 ) -> None:
     """Against a recipe that says yes."""
-    from iconoclast_tl import pipeline
+    from iconoclast_tl import pipeline, prepare
 
     asked = []
 
@@ -125,7 +125,7 @@ def test_merging_may_be_asked_for_and_refused(
         asked.append(workspace.settings.fold.merge)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, stage, stop)
+    monkeypatch.setattr(pipeline if command == "run" else prepare, stage, stop)
     Path("recipe.toml").write_text("[fold]\nmerge = true\n")
     cli(command, *common, "--recipe", "recipe.toml", "--out", "run", *([option] if option else []))
     assert asked == [merge]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from iconoclast_tl import export, pipeline
+from iconoclast_tl import export, pipeline, prepare
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.foundation.errors import UserError
@@ -50,8 +50,8 @@ def test_a_merge_by_itself_knows_writers_of_other_names(tmp_path: Path) -> None:
     options = merge(parse_assignments(QUICK), named(tmp_path, save_architecture(tmp_path / "model", "OPT")))
     said: list[str] = []
     with open_workspace(options, None, tmp_path / "run", say=said.append) as workspace:
-        activations = pipeline.collect(workspace)
-        pipeline.search(workspace, pipeline.estimate(workspace, activations), activations)
+        activations = prepare.collect(workspace)
+        pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
         run, settings = workspace.folder, workspace.settings
     assert any("found by what they compute: model.decoder.layers.0.fc2 and 2 more" in line for line in said)
     assert export.merge(run, settings)["n_matrices"] > 0

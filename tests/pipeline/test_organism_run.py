@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from iconoclast_tl import pipeline
+from iconoclast_tl import pipeline, prepare
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.organisms.folder import shipped_folder
@@ -120,7 +120,7 @@ def test_plain_peft_and_plain_transformers_say_what_the_preview_says(folder: Pat
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     with open_workspace({}, RECIPE, folder) as workspace:
-        edit = pipeline.chosen_edit(workspace)
+        edit = prepare.chosen_edit(workspace)
         rows = workspace.questions(workspace.contrast.target.test).rows
         base_tokens = [response.tokens for response in generate(workspace.model, rows, budget, len(rows))]
         with preview(edit, workspace.sites):

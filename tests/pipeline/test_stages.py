@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from iconoclast_tl import export, pipeline
+from iconoclast_tl import export, pipeline, prepare
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.batch_size import Fit
@@ -59,8 +59,8 @@ def opened(options: dict[str, Any], out: Path, *changes: str) -> Iterator[Worksp
 
 
 def searched(workspace: Workspace) -> Any:
-    activations = pipeline.collect(workspace)
-    return pipeline.search(workspace, pipeline.estimate(workspace, activations), activations)
+    activations = prepare.collect(workspace)
+    return pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_run_keeps_the_batch_size_that_was_measured_for_it(
     monkeypatch.setattr("iconoclast_tl.workspace.fitting", measured)
     for _ in range(2):
         with opened(options, tmp_path / "run") as workspace:
-            pipeline.collect(workspace)
+            prepare.collect(workspace)
             assert workspace.val.config.rows == 4
             assert workspace.rows_at_once(7) == 7
     longest = max(len(row) for row in workspace.val.suite["target"].rows)
@@ -122,7 +122,7 @@ def test_a_merge_is_of_the_model_that_was_searched(options: dict[str, Any], tmp_
     assert run.read_results()["merged"] == {"edit": done["edit"]}
     assert not (run.path / ".merged.0123abcd").exists()
     with opened(options, tmp_path / "run") as workspace:
-        export.fold(workspace, pipeline.chosen_edit(workspace))
+        export.fold(workspace, prepare.chosen_edit(workspace))
     assert (run.merged / "model.safetensors").is_file()  # of the same edit, and perhaps hours of copying
     before = (run.merged / "model.safetensors").read_bytes()
     weights = folder / "model.safetensors"
@@ -227,13 +227,13 @@ def test_stages_alone_give_what_the_run_gives(options: dict[str, Any], tmp_path:
     for stage in ("collect", "search", "fold", "evaluate"):
         with opened(options, tmp_path / "steps") as workspace:
             if stage == "collect":
-                pipeline.collect(workspace)
+                prepare.collect(workspace)
             elif stage == "search":
                 searched(workspace)
             elif stage == "fold":
-                export.fold(workspace, pipeline.chosen_edit(workspace))
+                export.fold(workspace, prepare.chosen_edit(workspace))
             else:
-                steps = pipeline.evaluate(workspace, pipeline.chosen_edit(workspace))
+                steps = pipeline.evaluate(workspace, prepare.chosen_edit(workspace))
     for part in ("pareto", "chosen", "base", "edited", "fidelity"):
         assert steps[part] == whole[part], part
 
@@ -242,16 +242,16 @@ def test_activations_are_collected_once(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(options, tmp_path / "run") as workspace:
-        first = pipeline.collect(workspace)
+        first = prepare.collect(workspace)
 
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("collected again")
 
-    monkeypatch.setattr(pipeline, "collect_last_position", never)
+    monkeypatch.setattr(prepare, "collect_last_position", never)
     with opened(options, tmp_path / "run") as workspace:
-        assert torch.equal(pipeline.collect(workspace).target_train, first.target_train)
+        assert torch.equal(prepare.collect(workspace).target_train, first.target_train)
     with opened(options, tmp_path / "other", "prompts.system=w9") as workspace, pytest.raises(AssertionError):
-        pipeline.collect(workspace)
+        prepare.collect(workspace)
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_a_choice_interrupted_between_its_two_files_is_not_served_the_old_result
         with pytest.raises(KeyboardInterrupt):
             searched(workspace)
     with opened(options, tmp_path / "run") as workspace:
-        edit = pipeline.chosen_edit(workspace)
+        edit = prepare.chosen_edit(workspace)
         assert edit.digest() != before["chosen"]["edit"]
         export.fold(workspace, edit)
         after = pipeline.evaluate(workspace, edit)
@@ -315,7 +315,7 @@ def test_a_merge_asked_for_later_gets_the_measured_card(options: dict[str, Any],
     with opened(options, tmp_path / "run") as workspace:
         results = pipeline.run(workspace)
     with opened(options, tmp_path / "run", "fold.merge=true") as workspace:
-        export.fold(workspace, pipeline.chosen_edit(workspace))
+        export.fold(workspace, prepare.chosen_edit(workspace))
     for kind in ("adapter", "merged"):
         card = (tmp_path / "run" / kind / "README.md").read_text(encoding="utf-8")
         assert f"{results['edited']['behaviour_rate']['value']:.1%}" in card
@@ -350,7 +350,7 @@ def test_a_continued_run_notices_another_tokenizer_and_other_directions(
     shutil.copytree(llama_folder, tmp_path / "model")
     mine = merge(options, {"model": {"name": str(tmp_path / "model")}})
     with opened(mine, tmp_path / "run") as workspace:
-        pipeline.collect(workspace)
+        prepare.collect(workspace)
     file = tmp_path / "model" / "tokenizer.json"
     content = file.read_text(encoding="utf-8")
     file.write_text(content.replace('"w3": 10', '"w3": 11', 1).replace('"w4": 11', '"w4": 10', 1), encoding="utf-8")
@@ -359,9 +359,9 @@ def test_a_continued_run_notices_another_tokenizer_and_other_directions(
         pass
 
     with opened(options, tmp_path / "first", "directions.estimator=median") as workspace:
-        pipeline.estimate(workspace, pipeline.collect(workspace))
+        prepare.estimate(workspace, prepare.collect(workspace))
     with opened(options, tmp_path / "third", "directions.estimator=variance") as workspace:
-        pipeline.estimate(workspace, pipeline.collect(workspace))
+        prepare.estimate(workspace, prepare.collect(workspace))
     taken = tmp_path / "taken.safetensors"
     shutil.copy(tmp_path / "first" / "directions.safetensors", taken)
     with opened(options, tmp_path / "second", f"directions.file={taken}") as workspace:
@@ -376,7 +376,7 @@ def test_a_continued_run_notices_another_tokenizer_and_other_directions(
 
 def test_a_run_in_another_dtype_is_told_as_that(options: dict[str, Any], tmp_path: Path) -> None:
     with opened(options, tmp_path / "run") as workspace:
-        pipeline.collect(workspace)
+        prepare.collect(workspace)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     manifest["model"]["dtype"] = "bfloat16"
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
@@ -415,11 +415,11 @@ def test_where_transformer_lens_cannot_activations_come_through_hugging_face(
 ) -> None:
     through = {"activations": {"through": "bridge"}}
     with open_workspace(merge(options, through), None, tmp_path / "bridge") as workspace:
-        expected = pipeline.collect(workspace)
-    monkeypatch.setattr(pipeline, "make_twin", lambda model: Parity(False, 3.0, 1e-4, "the logits differ by 3"))
+        expected = prepare.collect(workspace)
+    monkeypatch.setattr(prepare, "make_twin", lambda model: Parity(False, 3.0, 1e-4, "the logits differ by 3"))
     said: list[str] = []
     with open_workspace(merge(options, through), None, tmp_path / "modules", say=said.append) as workspace:
-        found = pipeline.collect(workspace)
+        found = prepare.collect(workspace)
     assert torch.allclose(found.target_train, expected.target_train, atol=1e-5)
     assert any("the logits differ by 3; collecting through hooks" in line for line in said)
 
@@ -462,10 +462,10 @@ def test_an_adapter_is_evaluated_as_the_edit_it_was_folded_from(options: dict[st
 
 def test_directions_of_another_run_can_be_taken(options: dict[str, Any], tmp_path: Path) -> None:
     with opened(options, tmp_path / "first", "directions.estimator=median") as workspace:
-        first = pipeline.estimate(workspace, pipeline.collect(workspace))
+        first = prepare.estimate(workspace, prepare.collect(workspace))
     file = tmp_path / "first" / "directions.safetensors"
     with opened(options, tmp_path / "second", f"directions.file={file}") as workspace:
-        second = pipeline.estimate(workspace, pipeline.collect(workspace))
+        second = prepare.estimate(workspace, prepare.collect(workspace))
     assert torch.equal(first.vectors, second.vectors)
 
 
