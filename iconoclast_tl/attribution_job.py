@@ -18,12 +18,16 @@ from iconoclast_tl.attribution.parts import Part, model_parts
 from iconoclast_tl.attribution.study import Ask, Study, study
 from iconoclast_tl.attribution.subject import make_subject
 from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import write_json, write_text
+from iconoclast_tl.models.parts import neurons
+from iconoclast_tl.models.reading import read_along
+from iconoclast_tl.models.sites import Site
 from iconoclast_tl.prepare import collect, estimate, uniform_edit
 from iconoclast_tl.prompts.chat import Tokens
 from iconoclast_tl.report.attribution import AttributionReport
@@ -137,6 +141,40 @@ def _scores(
     rising, falling = rising_tokens(after, before), rising_tokens(before, after)
     scores = [LogitDifference(model, some, rising, falling) for some in (rows, partners)]
     return scores[0], scores[1], unembedding(model, rising, falling)
+
+
+def top_heads(workspace: Workspace, directions: Directions, k: int, method: MethodName) -> list[str]:
+    """The first k heads by a method, as `layer.head`: along the best separating direction, before any search."""
+    config = workspace.settings.attribution.model_copy(update={"methods": (method,), "cumulative": False})
+    asking = replace(workspace, settings=workspace.settings.model_copy(update={"attribution": config}))
+    require_ranking(asking, k, None)
+    found = attribute(asking, float(best_point(directions)), write=False).study
+    ranked = found.by("direct-contrast" if method == "direct" else method)
+    return [f"{part.layer}.{part.head}" for part in ranked.top(k, "head")]
+
+
+def top_neurons(
+    workspace: Workspace, activations: Activations, direction: Float[Tensor, "d_model"], k: int
+) -> list[str]:
+    """The k neurons that write most along a direction, target less neutral prompts, as `layer.neuron`.
+
+    (vᵀW)_n · (mean of neuron n over target prompts − over neutral ones), from means that were collected: no pass.
+    """
+    there = neurons(workspace.model.hf)
+    target, neutral = (reads.get("mlp_out") for reads in (activations.target_reads, activations.neutral_reads))
+    if target is None or neutral is None or len(there) != workspace.model.n_layers:
+        raise UserError(
+            f"{type(workspace.model.hf).__name__} has no neurons that can be told apart", mend="pass --profile free"
+        )
+    ranked = []
+    for layer, more in enumerate(target - neutral):
+        gains = workspace.gains.get("mlp_out")
+        seen = direction if gains is None else normalize(gains[layer] * direction)
+        read = read_along(workspace.sites[Site(layer, "mlp_out")].module, seen[None]).weight[0]
+        ranked += [(value, layer, neuron) for neuron, value in enumerate((read.double().cpu() * more).tolist())]
+    if k > len(ranked):
+        raise UserError("the model has fewer neurons", got=f"the first {k}", want=f"at most {len(ranked)}")
+    return [f"{layer}.{neuron}" for _, layer, neuron in sorted(ranked, reverse=True)[:k]]
 
 
 def require_ranking(workspace: Workspace, k: int | None, method: str | None) -> None:

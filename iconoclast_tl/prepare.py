@@ -64,6 +64,7 @@ def _activations(parts: Mapping[tuple[str, str], LastPosition]) -> Activations:
         parts["neutral", "val"].residuals,
         {component: stats.mean for component, stats in parts["neutral", "train"].writes.items()},
         {component: stats.mean for component, stats in parts["neutral", "train"].reads.items()},
+        {component: stats.mean for component, stats in parts["target", "train"].reads.items()},
     )
 
 

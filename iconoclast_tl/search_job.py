@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from iconoclast_tl.activations.store import Activations
+from iconoclast_tl.attribution_job import top_heads, top_neurons
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimate import DirectionConfig
+from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.directions.sets import UNFILTERED, DirectionSets, set_name
 from iconoclast_tl.folding.fold import require_carried
 from iconoclast_tl.folding.merge import require_mergeable_bias
 from iconoclast_tl.folding.merge_files import stored_parts
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.parts import every_head, head_factors, neuron_factors
+from iconoclast_tl.models.sites import Component, Site
 from iconoclast_tl.models.stored import skeleton, stored_folder
 from iconoclast_tl.models.writers import Writer, require_writers
 from iconoclast_tl.search.config import SearchConfig
@@ -20,10 +29,14 @@ from iconoclast_tl.search.families import Source
 from iconoclast_tl.search.search import Job
 from iconoclast_tl.workspace import Workspace
 
+N_NEURONS = 256
+"""Neurons of the profile `neuron`, where no number is given."""
+
 
 def search_job(workspace: Workspace, directions: Directions, activations: Activations) -> Job:
     """The job of `search.find`."""
     settings = workspace.settings
+    parts = searched_parts(workspace, directions, activations)
     kinds = (True,) if settings.edit.affine else (False, True) if _affine_can_be_kept(workspace) else (False,)
     return Job(
         workspace.sites,
@@ -32,9 +45,9 @@ def search_job(workspace: Workspace, directions: Directions, activations: Activa
         Source(
             _direction_sets(workspace, directions, activations),
             settings.edit,
-            workspace.ground(activations),
+            replace(workspace.ground(activations), parts=parts),
         ),
-        _readable(workspace),
+        _readable(workspace, bool(parts)),
         settings.seed,
         workspace.folder.journal,
         workspace.folder.trace,
@@ -80,8 +93,16 @@ def _require_mergeable(workspace: Workspace) -> None:
 
 
 def _require_parts_unnormalised(workspace: Workspace) -> None:
-    edit = workspace.settings.edit
-    if workspace.parts and edit.row_normalization != "none":
+    edit, search = workspace.settings.edit, workspace.settings.search
+    if _profile(search) == "head" and edit.heads is None and search.top_k is None:
+        _ = every_head(workspace.model.hf)
+    if search.top_k is not None and (edit.heads is not None or edit.neurons is not None):
+        raise UserError(
+            "heads are named and counted",
+            got=f"search.top_k {search.top_k} and edit.heads or edit.neurons",
+            mend="leave one or other out",
+        )
+    if (workspace.parts or search.top_k or _profile(search) in ("head", "neuron")) and edit.row_normalization != "none":
         raise UserError(
             "single heads and neurons take edits without row normalisation",
             got=f"edit.row_normalization {edit.row_normalization}",
@@ -89,11 +110,48 @@ def _require_parts_unnormalised(workspace: Workspace) -> None:
         )
 
 
-def _readable(workspace: Workspace) -> SearchConfig:
+def searched_parts(
+    workspace: Workspace, directions: Directions, activations: Activations
+) -> dict[Component, Float[Tensor, "layer part"]]:
+    """Factors of the strengths at heads and neurons: those that are named, the first by attribution, or all heads.
+
+    The first by attribution are found once and kept in the manifest, so that a search that goes on has the same.
+    """
+    search, hf = workspace.settings.search, workspace.model.hf
+    profile = _profile(search)
+    if search.top_k is None and profile != "neuron":
+        given = dict(workspace.parts)
+        return {"attn_out": every_head(hf), **given} if profile == "head" else given
+    kept = (workspace.folder.read_manifest() or {}).get("searched_parts")
+    if kept is None:
+        kept = _ranked(workspace, directions, activations)
+        workspace.remember(searched_parts=kept)
+        shown = ", ".join(kept["names"][:12]) + (" …" if len(kept["names"]) > 12 else "")
+        workspace.say(f"only these {kept['kind']}s are edited: {shown}")
+    nothing = torch.zeros(workspace.model.n_layers, 1)
+    if kept["kind"] == "neuron":
+        return {"attn_out": nothing, "mlp_out": neuron_factors(kept["names"], hf)}
+    return {"attn_out": head_factors(kept["names"], hf), "mlp_out": nothing}
+
+
+def _ranked(workspace: Workspace, directions: Directions, activations: Activations) -> dict[str, Any]:
+    search = workspace.settings.search
+    if _profile(search) == "neuron":
+        vector = directions.at(best_point(directions))
+        return {"kind": "neuron", "names": top_neurons(workspace, activations, vector, search.top_k or N_NEURONS)}
+    return {"kind": "head", "names": top_heads(workspace, directions, search.top_k or 1, search.by)}
+
+
+def _profile(search: SearchConfig) -> str:
+    """Of a gradient; other methods have none of heads and neurons."""
+    return search.gradient.profile if search.method == "gradient" else "free"
+
+
+def _readable(workspace: Workspace, parts: bool) -> SearchConfig:
     """The search's settings, without row normalisations that quantised weights, experts and single heads have not."""
     search = workspace.settings.search
     dense = all(writer.is_dense for writer in edited_writers(workspace).values())
-    if dense and not workspace.parts and workspace.settings.model.quantization == "none":
+    if dense and not parts and workspace.settings.model.quantization == "none":
         return search
     return search.model_copy(update={"outer": search.outer.model_copy(update={"row_normalizations": ("none",)})})
 

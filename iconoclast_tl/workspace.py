@@ -97,7 +97,7 @@ class Workspace:
     def ground(self, activations: Activations) -> Ground:
         """What edits stand on here."""
         means, reads = activations.neutral_means, activations.neutral_reads
-        return Ground(means, reads, self.gains, self.experts, self.parts, self.sites if self.parts else {})
+        return Ground(means, reads, self.gains, self.experts, self.parts, self.sites)
 
     def questions(self, prompts: tuple[Prompt, ...]) -> Questions:
         """Prompts with their tokens, checked against the context and the response budget."""

@@ -35,6 +35,8 @@ class Activations:
     """Mean of what each writer writes at the last token of the neutral train prompts, float64."""
     neutral_reads: Mapping[Component, Float[Tensor, "layer d_in"]] = field(default_factory=dict)
     """The same of what its linear reads, where it is one: the heads' outputs before o_proj, the MLP's neurons."""
+    target_reads: Mapping[Component, Float[Tensor, "layer d_in"]] = field(default_factory=dict)
+    """And of the target train prompts."""
 
     @property
     def n_points(self) -> int:
@@ -61,6 +63,7 @@ def save_activations(path: Path, activations: Activations, key: str) -> None:
         "neutral_val": activations.neutral_val,
         **{f"neutral_writes.{name}": mean for name, mean in activations.neutral_writes.items()},
         **{f"neutral_reads.{name}": mean for name, mean in activations.neutral_reads.items()},
+        **{f"target_reads.{name}": mean for name, mean in activations.target_reads.items()},
     }
     write_tensors(path, tensors, {"key": key})
 
@@ -82,4 +85,5 @@ def load_activations(path: Path, key: str) -> Activations | None:
         tensors["neutral_val"],
         {name: tensors[f"neutral_writes.{name}"] for name in WRITERS if f"neutral_writes.{name}" in tensors},
         {name: tensors[f"neutral_reads.{name}"] for name in WRITERS if f"neutral_reads.{name}" in tensors},
+        {name: tensors[f"target_reads.{name}"] for name in WRITERS if f"target_reads.{name}" in tensors},
     )

@@ -48,9 +48,10 @@ def cumulative(
     batch_size: int,
     track: Track = silent,
 ) -> list[Curve]:
-    """One curve a method, at k = 0, 1, 2, 4, … and all heads, λ = 1; the same sets are asked once."""
+    """One curve a method, at k = 0, 1, 2, 3, 4, 6, 8, 12, … and all heads, λ = 1; the same sets are asked once."""
     heads = [part for part in subject.parts if part.component in HEADS]
-    ks = sorted({0, len(heads), *(2**power for power in range(len(heads).bit_length()) if 2**power < len(heads))})
+    doubling = [step * 2**power for power in range(len(heads).bit_length()) for step in (1, 3)]
+    ks = sorted({0, len(heads), *(k for k in doubling if k < len(heads))})
     rankings = {one.method: [part for part in one.top(len(one.parts), *HEADS) if part in set(heads)] for one in found}
     sets = sorted(
         {frozenset(ranking[:k]) for ranking in rankings.values() for k in ks}, key=lambda s: (len(s), sorted(s))

@@ -16,7 +16,13 @@ def command(
     common: Common,
     method: MethodOption = None,
     goal: GoalOption = None,
-    profile: Annotated[str | None, typer.Option(help="Of a gradient: free (default) or kernel.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Of a gradient: free (default), kernel, head or neuron.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Edit the first k heads only, by --by (or neurons: --profile neuron).")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="The method of `attribute` that ranks heads; default: integrated.")
+    ] = None,
     allow_negative: Annotated[
         bool | None, typer.Option("--allow-negative", help="Let a gradient change the sign of strengths.")
     ] = None,
@@ -34,6 +40,8 @@ def command(
 
     `iconoclast-tl search --goal strengthen --profile kernel --out runs/stronger`
 
+    `iconoclast-tl search --profile head --top-k 5 --by integrated --out runs/heads`
+
     `iconoclast-tl search --search tpe --trials 200 --out runs/classic`
 
     `iconoclast-tl search --choose least-kl --max-rate 0.05 --out runs/first`
@@ -45,6 +53,8 @@ def command(
         "search__goal": goal,
         "search__gradient__profile": profile,
         "search__gradient__allow_negative": allow_negative,
+        "search__top_k": top_k,
+        "search__by": by,
         "search__n_trials": trials,
         "search__preset": preset,
         "search__choose": choose,

@@ -227,6 +227,8 @@ def make_edit(
     all_strengths = dict(strengths)
     if config.attention_only:
         all_strengths["mlp_out"] = torch.zeros_like(all_strengths["mlp_out"])
+    for component, factors in ground.parts.items():
+        all_strengths[component] = all_strengths[component] * (factors != 0).any(-1)
     if config.scope == "stream":
         writers = torch.stack([all_strengths[component] for component in WRITERS])
         all_strengths["resid_pre"] = writers.gather(0, writers.abs().argmax(0, keepdim=True))[0]
@@ -242,7 +244,7 @@ def make_edit(
         config.rank,
         ground.gains,
         ground.experts,
-        ground.parts,
+        {name: factors for name, factors in ground.parts.items() if bool(factors.any())},
     )
 
 

@@ -26,6 +26,18 @@ def query_heads(hf: Any) -> dict[int, int]:
     return {layer: n_heads for layer, width in read_widths(hf, "attn_out").items() if width % n_heads == 0}
 
 
+def every_head(hf: Any) -> Float[Tensor, "layer head"]:
+    """1 for every head; `UserError` where those of a layer cannot be told apart."""
+    heads, n_layers = query_heads(hf), hf.config.get_text_config().num_hidden_layers
+    if len(heads) != n_layers:
+        raise UserError(
+            f"the heads of {type(hf).__name__} cannot be told apart",
+            got=f"{len(heads)} of {n_layers} layers with an output projection of as many equal blocks as heads",
+            mend="pass --profile free",
+        )
+    return torch.ones(n_layers, max(heads.values()))
+
+
 def neurons(hf: Any) -> dict[int, int]:
     """Layer → the width of its MLP, where it is dense."""
     return read_widths(hf, "mlp_out")

@@ -35,6 +35,7 @@ def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfi
             "source": source_of(chosen.number, config),
             "edit": edit.digest(),
             "strengths": {name: values[0].tolist() for name, values in edit.strengths.items()},
+            **({"parts": {name: values.tolist() for name, values in edit.parts.items()}} if edit.parts else {}),
             "direction": {
                 "scope": chosen.parameters["direction_scope"],
                 "index": chosen.parameters["direction_index"],

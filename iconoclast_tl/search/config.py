@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from iconoclast_tl.attribution.config import MethodName
 from iconoclast_tl.directions.estimate import EstimatorName
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.search.objective import Goal, KlKind
@@ -13,7 +14,7 @@ from iconoclast_tl.search.pareto import Rule
 from iconoclast_tl.search.space import KernelSpace
 
 Method = Literal["gradient", "tpe", "outer"]
-ProfileName = Literal["free", "kernel"]
+ProfileName = Literal["free", "kernel", "head", "neuron"]
 
 
 class GradientConfig(StageConfig):
@@ -36,7 +37,8 @@ class GradientConfig(StageConfig):
     ends). In units of one over the KL that a typical direction costs at strength 1 on this model, so that the same grid
     suits all."""
     profile: ProfileName = "free"
-    """`free`: a strength for every site; `kernel`: four numbers a component."""
+    """`free`: a strength for every site; `kernel`: four numbers a component; `head`: one for every head and every MLP;
+    `neuron`: one for every MLP, of the neurons that write most along the direction."""
     smoothness: float = Field(0.0, ge=0)
     """Weight of the mean squared difference of neighbouring layers' strengths."""
     bound: float = Field(2.0, gt=0)
@@ -69,7 +71,7 @@ class OuterConfig(StageConfig):
     """Estimators of directions."""
     benign_ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 8), min_length=1)
     """Ranks of the benign subspace that is projected out; the neutral mean is, or is not."""
-    profiles: tuple[ProfileName, ...] = Field(("free", "kernel"), min_length=1)
+    profiles: tuple[Literal["free", "kernel"], ...] = Field(("free", "kernel"), min_length=1)
     """Profiles of strengths."""
     row_normalizations: tuple[Literal["none", "pre"], ...] = Field(("none", "pre"), min_length=1)
     """Of edits."""
@@ -85,6 +87,11 @@ class SearchConfig(StageConfig):
     method: Method = "gradient"
     """`gradient` through the hooks; `tpe`: Optuna over the kernel space; `outer`: Optuna over what has no gradient, a
     gradient in every trial."""
+    top_k: int | None = Field(None, ge=1)
+    """Edit these many heads only, or, under the profile `neuron`, neurons (256 where it is not set): the first by
+    `search.by`. What else writes is left alone."""
+    by: MethodName = "integrated"
+    """The method of attribution that ranks heads, along the best separating direction; neurons go by `direct`."""
     goal: Goal = "suppress"
     """Make the behaviour rarer on target prompts, or more frequent."""
     n_trials: Annotated[int | None, Changeable] = Field(None, ge=1)

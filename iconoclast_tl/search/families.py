@@ -20,11 +20,11 @@ from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.sites import WRITERS, Site
+from iconoclast_tl.models.sites import WRITERS, Component, Site
 from iconoclast_tl.search.space import KernelSpace, build_edit
 
-Strengths = Float[Tensor, "candidate component layer"]
-"""λ of the writers, in the order of `WRITERS`."""
+Strengths = Float[Tensor, "candidate row layer"]
+"""λ of the writers: rows of the attention first, one, or one for every head, and of the MLP last."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,23 @@ def family(source: Source, parameters: Mapping[str, Any], sites: Mapping[Site, H
 def stack_families(chosen: Sequence[Family], strengths: Strengths) -> Updates:
     """Families and their strengths as one batch of candidates; gradients reach the strengths."""
     stacked = stack_updates([family.updates for family in chosen])
-    mine = {
-        # Every direction of a site has its layer's strength; 0 stays 0 where a family has no direction there.
-        site: ones * strengths[:, WRITERS.index(site.component), site.layer][:, None].to(ones)
-        for site, ones in stacked.strengths.items()
-    }
+    mine = {}
+    for site, ones in stacked.strengths.items():
+        given = strengths[:, rows_of(site.component), site.layer].to(ones)
+        # Every direction of a site has its layer's strength; 0 stays 0 where a family has no direction or part there.
+        mine[site] = ones * (given[:, None] if ones.ndim == 3 else given)
     return Updates(stacked.at, mine)
 
 
-def with_strengths(family: Family, strengths: Float[Tensor, "component layer"]) -> dict[str, Any]:
-    """The parameters of this family's edit at these strengths."""
-    values = {component: strengths[i].tolist() for i, component in enumerate(WRITERS)}
+def rows_of(component: Component) -> slice:
+    """Where a component's strengths are."""
+    return slice(None, -1) if component == "attn_out" else slice(-1, None)
+
+
+def with_strengths(family: Family, strengths: Float[Tensor, "row layer"]) -> dict[str, Any]:
+    """The parameters of this family's edit at these strengths: a number a layer, or a list of one a head."""
+    of = {component: strengths[rows_of(component)] for component in WRITERS}
+    values = {name: (rows[0] if len(rows) == 1 else rows.T).tolist() for name, rows in of.items()}
     return {**family.parameters, "strengths": values}
 
 

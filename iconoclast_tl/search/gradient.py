@@ -1,11 +1,12 @@
 """The search by gradient: one pass that traces the whole front of behaviour and KL.
 
-1. Families (directions × plain or affine) are screened in one batch at strength 1; a few are left.
+1. Families (directions × plain or affine) are screened in one batch at strength 1; a few are left. They are compared at
+   the middle of the price grid, or, where none is worth its KL there (of few heads, say), at a looser price, perhaps
+   beyond the grid, which then goes on.
 2. Those compete for some steps of Adam, in one batch; the best goes on, without the first layers that do not matter.
-3. The price w runs over a geometric grid, each price starting from the strengths of the one before: from the middle of
-   the grid, where the competition left off, to looser prices until the behaviour is gone, or val gains nothing more;
-   then from the middle to stricter ones until it is back. After every price the model is asked what it now says
-   (`Solver.point`).
+3. The price w runs over a geometric grid, each price starting from the strengths of the one before: from where the
+   competition left off to looser prices until the behaviour is gone, or val gains nothing more; then from there to
+   stricter ones until it is back. After every price the model is asked what it now says (`Solver.point`).
 4. Where no price takes away half of what the base misses the goal by, the next best family is walked, too.
 
 What is known is handed to `keep` after the competition and after every price; a search that was stopped goes on there.
@@ -25,7 +26,7 @@ from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.prompts.chat import left_pad
 from iconoclast_tl.search.families import Family
-from iconoclast_tl.search.solver import Losses, Solver, Theta, screen
+from iconoclast_tl.search.solver import SCREENED, Losses, Solver, Theta, screen
 from iconoclast_tl.search.trace import Finalist, Point, Trace, Walk
 
 STARTS = 8
@@ -38,6 +39,8 @@ STUCK = 0.5
 """Share of the base's missing the goal that is left at the best price, above which another family is tried."""
 NOTHING = 0.05
 """KL, as a share of what a typical direction costs at strength 1, below which hardly any strength is left."""
+FURTHER = 2
+"""How many times as long the grid may become at its loose end, where at its middle no family is worth its KL."""
 LEAST_POINTS = 3
 """Points of every trace, if the grid has as many: fewer make no front, and no rank correlation."""
 
@@ -86,16 +89,42 @@ class GradientSearch:
     # Before the trace -------------------------------------------------------------------------------------------------
 
     def _begin(self, families: Sequence[Family], track: Track) -> Trace:
-        survivors, unit = self._screen(families)
-        finalists = self._compete(survivors, self._middle_price(unit), track)
-        return Trace(finalists, unit, self._proxy.paths.to_json())
+        """Screen at strength 1 (−1 to strengthen), then compete, at the first price at which that is worth anything.
 
-    def _screen(self, families: Sequence[Family]) -> tuple[list[Family], float]:
-        """The families of least loss at strength 1 (−1 to strengthen), and the unit of prices."""
+        At a price at which every family loses more than it gains, the one that does least would win. So where none is
+        worth its KL at the middle of the prices, the next looser ones are tried until the winner takes away half of
+        what is missed.
+        """
         screened = screen(self._solver, families)
-        losses = self._solver.loss(screened.measures, self._middle_price(screened.unit))
-        order = self._finite(families, losses)
-        return [families[i] for i in order[: self._config.survivors]], screened.unit
+        middle, unit = self._config.prices[2] // 2, screened.unit
+        places = range(middle, len(self._prices(1.0)))
+        for place in places:
+            price = self._start_price(unit, place)
+            losses = self._solver.loss(screened.measures, price)
+            nothing = float(self._solver.loss(screened.unedited, price))
+            if float(losses.nan_to_num(math.inf).min()) >= nothing and place != places[-1]:
+                continue
+            order = self._finite(families, losses)
+            survivors = [families[i] for i in order[: self._config.survivors]]
+            finalists = self._compete(survivors, price, self._first(len(survivors), place), track)
+            if place == middle or self._moves(_named(families, finalists[0]), finalists[0], nothing):
+                break
+        if place != middle:
+            self._say(f"no direction is worth what it costs at the middle of the prices; starting at {price:.3g}")
+        return Trace(finalists, unit, self._proxy.paths.to_json(), start=place)
+
+    def _first(self, n: int, place: int | None) -> Theta:
+        """Half strength, where competitions begin in the middle of the prices. Elsewhere, where half of an edit moves
+        next to nothing, what was screened.
+        """
+        half = self._solver.profile.start(n)
+        return half if place in (None, self._config.prices[2] // 2) else 2 * half
+
+    def _moves(self, family: Family, finalist: Finalist, nothing: float) -> bool:
+        """Whether it takes away half of what is missed; `nothing`: the loss of an edit that does nothing."""
+        strengths = self._solver.profile.strengths(torch.tensor([finalist.numbers]))
+        measured = self._solver.measure([family], strengths, *self._solver.draw(SCREENED))
+        return float(self._solver.loss(measured, 0.0)) <= STUCK * nothing
 
     def _finite(self, families: Sequence[Family], losses: Losses) -> list[int]:
         """Those whose loss is finite, least loss first; the others are named."""
@@ -107,9 +136,9 @@ class GradientSearch:
             raise UserError("no candidate direction gives a finite loss", mend="load the model in a wider --dtype")
         return order
 
-    def _compete(self, families: Sequence[Family], price: float, track: Track) -> list[Finalist]:
+    def _compete(self, families: Sequence[Family], price: float, theta: Theta, track: Track) -> list[Finalist]:
         """Some steps of Adam for every survivor, in one batch, half of them dropped halfway: the others, best first."""
-        left, theta = list(families), self._solver.profile.start(len(families))
+        left = list(families)
         losses = torch.zeros(len(families))
         steps = self._config.refine_steps
         rounds = [steps // 2, steps - steps // 2] if len(left) > 1 else [steps]
@@ -149,22 +178,23 @@ class GradientSearch:
     def _prepared(self, number: int, family: Family, trace: Trace) -> Walk:
         """The walk of this number, begun where it was not, and the model ready for it."""
         if number == len(trace.walks):
-            prices = self._prices(trace.unit)
+            last = self._config.prices[2] - 1
+            price = self._prices(trace.unit)[last if trace.start is None else max(last, trace.start)]
             self._proxy.start_at(0)
-            self._solver.reseed(number, len(prices))
+            self._solver.reseed(number, last + 1)
             theta = torch.tensor([trace.finalists[number].numbers])
-            trace.walks.append(Walk(self._first_layer(family, theta, prices[-1])))
+            trace.walks.append(Walk(self._first_layer(family, theta, price)))
             self._keep(trace)
         walk = trace.walks[number]
         self._start_at(walk.layer)
         return walk
 
     def _walk_both(self, number: int, family: Family, trace: Trace, track: Track) -> None:
-        """From the middle of the grid to both its ends."""
+        """From where it starts in the grid to both its ends."""
         prices, walk = self._prices(trace.unit), trace.walks[number]
-        middle = len(prices) // 2
-        looser = list(enumerate(prices))[middle:]
-        stricter = list(enumerate(prices))[:middle][::-1]
+        start = self._config.prices[2] // 2 if trace.start is None else trace.start
+        looser = list(enumerate(prices))[start:]
+        stricter = list(enumerate(prices))[:start][::-1]
         numbers = trace.finalists[number].numbers
         self._walk(number, family, trace, walk.loose, numbers, looser, track, "search: looser prices")
         if walk.loose:
@@ -185,13 +215,13 @@ class GradientSearch:
         """From one price to the next, appending to `found`; where it ends depends on the points alone."""
         walk = trace.walks[number]
         for place, price in track(prices[len(found) :], description, len(prices) - len(found)):
-            if self._is_over(walk, found):
+            if self._is_over(walk, found) or (place >= self._config.prices[2] and not self._is_weak(trace)):
                 return
             self._solver.reseed(number, place)
             theta, dearer = torch.tensor([start]), 1.0
             if found:
                 # Responses that fell apart raise the price.
-                theta, dearer = self._onward(found[-1], trace.unit), 1 + found[-1].said.broken_rate
+                theta, dearer = self._onward(found[-1], trace), 1 + found[-1].said.broken_rate
             theta, losses = self._solver.descend([family], theta, price * dearer, self._config.steps, walk.layer)
             if not bool(losses.isfinite().all()) or not bool(theta.isfinite().all()):
                 self._say(f"the loss is not finite at price {price:g}; the trace ends there")
@@ -203,11 +233,11 @@ class GradientSearch:
             trace.paths = self._proxy.paths.to_json()
             self._keep(trace)
 
-    def _onward(self, point: Point, unit: float) -> Theta:
+    def _onward(self, point: Point, trace: Trace) -> Theta:
         """The numbers from which the next price starts."""
-        if point.proxy_kl * unit < NOTHING:
+        if point.proxy_kl * trace.unit < NOTHING:
             # At strength 0 the KL is flat and odds hardly move: Adam would not come back from there.
-            return self._solver.profile.start(1)
+            return self._first(1, trace.start)
         return torch.tensor([point.numbers])
 
     def _is_over(self, walk: Walk, found: Sequence[Point]) -> bool:
@@ -217,6 +247,10 @@ class GradientSearch:
             return nothing_more_on_val(found)
         back = self._solver.shortfall(found[-1].proxy_rate) >= BACK * self._base_shortfall
         return back and len(walk.points) >= LEAST_POINTS
+
+    def _is_weak(self, trace: Trace) -> bool:
+        """Whether edits are worth their KL at loose prices only: then walks go on beyond the grid."""
+        return trace.start not in (None, self._config.prices[2] // 2)
 
     def _is_stuck(self, walk: Walk) -> bool:
         missed = (self._solver.shortfall(point.said.behaviour_rate) for point in walk.points)
@@ -230,12 +264,15 @@ class GradientSearch:
     # Prices -----------------------------------------------------------------------------------------------------------
 
     def _prices(self, unit: float) -> list[float]:
+        """The grid, and where it goes on at its loose end."""
         strict, loose, n = self._config.prices
-        return [unit * strict * (loose / strict) ** (i / max(n - 1, 1)) for i in range(n)]
+        further = (FURTHER - 1) * (n - 1) if strict > loose else 0
+        return [unit * strict * (loose / strict) ** (i / max(n - 1, 1)) for i in range(n + further)]
 
-    def _middle_price(self, unit: float) -> float:
-        strict, loose, _ = self._config.prices
-        return unit * math.sqrt(strict * loose)
+    def _start_price(self, unit: float, start: int) -> float:
+        """At this place of the grid; its geometric middle, too, where the grid has no point there."""
+        strict, loose, n = self._config.prices
+        return unit * math.sqrt(strict * loose) if start == n // 2 else self._prices(unit)[start]
 
 
 def _named(families: Sequence[Family], finalist: Finalist) -> Family:

@@ -1,4 +1,8 @@
-"""The numbers that a gradient moves, and the strengths that they mean: the profiles `free` and `kernel`."""
+"""The numbers that a gradient moves, and the strengths that they mean.
+
+`free` and `neuron`: a number for every site (of neurons that were chosen, for `neuron`); `head`: one for every head and
+every MLP; `kernel`: four a component.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +26,37 @@ class Profile:
     config: GradientConfig
     goal: Goal
     n_layers: int
+    n_heads: int = 1
+    """Rows of attention strengths: more than one where every head has its own."""
 
     @property
     def sign(self) -> float:
         """Of strengths that serve the goal: 1 to suppress, −1 to strengthen."""
         return 1.0 if self.goal == "suppress" else -1.0
 
-    def start(self, n: int) -> Float[Tensor, "n component numbers"]:
+    def start(self, n: int) -> Float[Tensor, "n row numbers"]:
         """Half strength everywhere; as a kernel, a peak of that height over all layers."""
         half = 0.5 * self.sign
-        if self.config.profile == "free":
-            return torch.full((n, len(WRITERS), self.n_layers), half)
+        if self.config.profile != "kernel":
+            return half * self.ones(n).abs()
         last = max(self.n_layers - 1, 1)
         return torch.tensor([half, 0.6 * last, half, float(last)]).expand(n, len(WRITERS), 4).clone()
 
-    def strengths(self, theta: Float[Tensor, "n component numbers"], layer: int = 0) -> Strengths:
+    def ones(self, n: int) -> Strengths:
+        """Strength 1 everywhere; −1 to strengthen."""
+        return torch.full((n, self.n_heads + 1, self.n_layers), self.sign)
+
+    def strengths(self, theta: Float[Tensor, "n row numbers"], layer: int = 0) -> Strengths:
         """λ; 0 below `layer`. Gradients reach θ."""
-        values = theta if self.config.profile == "free" else kernel_strengths(theta, self.n_layers)
+        values = kernel_strengths(theta, self.n_layers) if self.config.profile == "kernel" else theta
         return values * (torch.arange(self.n_layers) >= layer).to(values)
 
     @torch.no_grad()
-    def clamp_(self, theta: Float[Tensor, "n component numbers"]) -> None:
+    def clamp_(self, theta: Float[Tensor, "n row numbers"]) -> None:
         """Bring θ back to where it may lie: strengths between 0 and the bound on the goal's side, or on both."""
         bound, both = self.config.bound, self.config.allow_negative
         low, high = (-bound if both or self.sign < 0 else 0.0), (bound if both or self.sign > 0 else 0.0)
-        if self.config.profile == "free":
+        if self.config.profile != "kernel":
             theta.clamp_(low, high)
             return
         last = float(self.n_layers - 1)

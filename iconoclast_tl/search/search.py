@@ -109,7 +109,7 @@ def _tell_of_no_gain(job: Job, scores: Sequence[Scores | None]) -> None:
 
 def changing(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Without those of a price so dear that every strength is 0: they leave the base, which is no edit."""
-    found = [one for one in candidates if any(map(any, one.parameters["strengths"].values()))]
+    found = [one for one in candidates if any(map(_any, one.parameters["strengths"].values()))]
     if not found:
         raise UserError(
             "no strengths change the behaviour",
@@ -117,6 +117,11 @@ def changing(candidates: Sequence[Candidate]) -> list[Candidate]:
             mend="lower search.gradient.prices, or choose other directions",
         )
     return found
+
+
+def _any(strengths: Sequence[Any]) -> bool:
+    """Whether one is not zero, of layers or of heads."""
+    return any(any(one) if isinstance(one, list) else one for one in strengths)
 
 
 def _study(job: Job, suggest: Suggest, score: Score) -> list[Candidate]:
@@ -161,12 +166,17 @@ def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
         "first_tokens": tokens.to_json(),
     }
     search = GradientSearch(
-        Solver(proxy, job.config.goal, config, job.seed),
+        Solver(proxy, job.config.goal, config, job.seed, _n_heads(job)),
         job.say,
         on_val=lambda parameters: job.objective.shortfall(job.source.build(parameters), job.config.goal),
         keep=lambda trace: write_trace(job.trace, trace, about),
     )
     return search.run(competing, kept, job.track), about
+
+
+def _n_heads(job: Job) -> int:
+    """Strengths that a layer's attention has."""
+    return job.source.ground.parts["attn_out"].shape[1] if job.config.gradient.profile == "head" else 1
 
 
 def proxy_front(points: Sequence[Point], goal: Goal) -> list[int]:

@@ -20,7 +20,6 @@ from torch.nn.functional import softplus
 
 from iconoclast_tl.edits.hooks import Rows, hooked
 from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.sites import WRITERS
 from iconoclast_tl.search.config import GradientConfig
 from iconoclast_tl.search.families import Family, Strengths, stack_families, with_strengths
 from iconoclast_tl.search.objective import Goal
@@ -34,7 +33,7 @@ SCREENED = 8
 LEAST_KL = 1e-6
 """Nats; a typical direction that costs less than rounding has no price."""
 
-Theta = Float[Tensor, "candidate component numbers"]
+Theta = Float[Tensor, "candidate row numbers"]
 Losses = Float[Tensor, "candidate"]
 Targets = Int[Tensor, "n"]
 Neutrals = Int[Tensor, "m"]
@@ -51,9 +50,10 @@ class Measures:
 class Solver:
     """A proxy, a goal and settings: losses, steps, and the points where steps end."""
 
-    def __init__(self, proxy: Proxy, goal: Goal, config: GradientConfig, seed: int) -> None:
+    def __init__(self, proxy: Proxy, goal: Goal, config: GradientConfig, seed: int, n_heads: int = 1) -> None:
+        """n_heads: more than 1 where every head has a strength of its own."""
         self.proxy, self.goal, self.config = proxy, goal, config
-        self.profile = Profile(config, goal, proxy.base.model.n_layers)
+        self.profile = Profile(config, goal, proxy.base.model.n_layers, n_heads)
         self._seed, self._random = seed, torch.Generator().manual_seed(seed)
         self._room = Room(config.batch_size)
 
@@ -167,6 +167,8 @@ class Screened:
     """Families at strength 1 (−1 to strengthen)."""
 
     measures: Measures
+    unedited: Measures
+    """Of the base, on the same prompts."""
     unit: float
     """Of prices: one over the KL that a typical direction costs. NaN where no KL is a number."""
 
@@ -174,7 +176,8 @@ class Screened:
 def screen(solver: Solver, families: Sequence[Family]) -> Screened:
     """Ask all families in one batch."""
     profile = solver.profile
-    ones = torch.full((len(families), len(WRITERS), profile.n_layers), profile.sign)
-    measures = solver.measure(families, ones, *solver.draw(SCREENED))
+    prompts = solver.draw(SCREENED)
+    measures = solver.measure(families, profile.ones(len(families)), *prompts)
+    unedited = solver.measure(families[:1], 0 * profile.ones(1), *prompts)
     typical = float(measures.kl.mean(-1).nanmedian())
-    return Screened(measures, 1 / max(typical, LEAST_KL) if math.isfinite(typical) else math.nan)
+    return Screened(measures, unedited, 1 / max(typical, LEAST_KL) if math.isfinite(typical) else math.nan)

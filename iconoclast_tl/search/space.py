@@ -8,6 +8,7 @@ i+1; scope `per layer` takes for every layer the direction of the stream after i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -112,8 +113,10 @@ def build_edit(
         vectors = directions.at(parameters["direction_index"] + 1).expand(n_layers, -1)
     else:
         vectors = per_layer(directions)
-    strengths = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
-    return make_edit(vectors[None], strengths, config, ground)
+    given = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
+    strengths = {name: values if values.ndim == 1 else values.any(-1).float() for name, values in given.items()}
+    own = {name: values * ground.parts[name] for name, values in given.items() if values.ndim == 2}
+    return make_edit(vectors[None], strengths, config, replace(ground, parts={**ground.parts, **own}))
 
 
 def per_layer(directions: Directions) -> Float[Tensor, "layer d_model"]:
@@ -121,8 +124,8 @@ def per_layer(directions: Directions) -> Float[Tensor, "layer d_model"]:
     return directions.vectors[1:]
 
 
-def _strengths(parameters: Parameters, component: Component, n_layers: int) -> Float[Tensor, "layer"]:
-    """Given one by one (by a gradient), or as a kernel's four numbers."""
+def _strengths(parameters: Parameters, component: Component, n_layers: int) -> Float[Tensor, "layer *head"]:
+    """Given one by one (by a gradient), for every head by itself or not, or as a kernel's four numbers."""
     if "strengths" in parameters:
         return torch.tensor(parameters["strengths"][component], dtype=torch.float32)
     return _kernel(parameters, component).strengths(n_layers)

@@ -51,9 +51,9 @@ class Walk:
     layer: int
     """The first that is edited."""
     loose: list[Point] = field(default_factory=list)
-    """From the middle price to looser ones."""
+    """From the price of the start to looser ones."""
     strict: list[Point] = field(default_factory=list)
-    """From the middle price to stricter ones."""
+    """From the price of the start to stricter ones."""
 
     @property
     def points(self) -> list[Point]:
@@ -74,6 +74,8 @@ class Trace:
     walks: list[Walk] = field(default_factory=list)
     """Of the first finalists; more than one only where the first left the behaviour as it was."""
     done: bool = False
+    start: int | None = None
+    """Where in the prices walks begin; None: in their middle."""
 
     @property
     def points(self) -> list[Point]:

@@ -16,7 +16,7 @@ from iconoclast_tl.models.sites import WRITERS
 from iconoclast_tl.search.families import Family
 from iconoclast_tl.search.gradient import GradientSearch
 from iconoclast_tl.search.proxy import Proxy, Said
-from iconoclast_tl.search.solver import Solver
+from iconoclast_tl.search.solver import Measures, Screened, Solver
 from iconoclast_tl.search.trace import Finalist, Point, Trace, Walk, read_trace
 from tests.search.test_gradient import CONFIG, all_families, fresh_proxy
 from tests.search.test_outer import make_source
@@ -126,6 +126,41 @@ def test_the_better_half_goes_on_and_the_best_wins(llama: LoadedModel, rows: lis
         assert [one.family["direction_index"] for one in trace.finalists] == [best, 2.0]
 
 
+def screened(solver: Solver, families: Sequence[Family], odds: Sequence[float] = (), kl: float = 0.0) -> Screened:
+    """Odds of the families at strength 1, those of the base being 10; all equal where none is given."""
+    given = torch.tensor(odds or [0.0] * len(families))[:, None]
+    return Screened(
+        Measures(given, torch.full_like(given, kl)), Measures(torch.tensor([[10.0]]), torch.zeros(1, 1)), 1.0
+    )
+
+
+def test_where_no_direction_is_worth_its_price_it_begins_at_a_looser_one(
+    llama: LoadedModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs of 0.05 a price: at 100 (5) more than is gained (3); at 10 less. The winner moves something only at 1."""
+    families = [one for one in all_families(make_source(["as set"]), llama) if not one.parameters["affine"]]
+    families = [one for one in families if one.parameters["direction_scope"] == "global"]
+    monkeypatch.setattr(
+        "iconoclast_tl.search.gradient.screen", lambda solver, given: screened(solver, given, [7.0, 9.0, 9.5], 0.05)
+    )
+    solver, said = Written(fresh_proxy(llama, rows), {1e-1: {"rate": 0.0}}, [0.0, 1.0, 2.0]), list[str]()
+    moved = {10.0: 9.9, 1.0: 1.0}
+
+    def measure(given: Any, strengths: Any, *prompts: Any) -> Measures:
+        return Measures(torch.tensor([[moved[solver.descents[-1][1]]]]), torch.zeros(1, 1))
+
+    monkeypatch.setattr(solver, "measure", measure)
+    monkeypatch.setattr(GradientSearch, "_first_layer", lambda *given: 0)
+    trace = GradientSearch(solver, said.append).run(families)
+    assert trace.start == 4
+    assert any("starting at 1" in line for line in said)
+    assert [price for _, price in solver.descents[:4]] == pytest.approx([10, 10, 1, 1])  # two rounds each
+    assert solver.descents[0][0] == 1.0  # what was screened, not half of it
+    walked = [point.price for point in trace.points]
+    assert max(walked) > 1 > min(walked)
+    assert min(walked) == pytest.approx(0.1)  # beyond the grid, until the behaviour is gone
+
+
 class Stubborn(Written):
     """Each family leaves its own rate, and another at the loosest price, and has its own number in every descent."""
 
@@ -183,7 +218,7 @@ def test_a_family_that_leaves_the_behaviour_as_it_was_gives_way_to_the_next(
         return layers[index]
 
     monkeypatch.setattr(GradientSearch, "_first_layer", first_layer)
-    monkeypatch.setattr(GradientSearch, "_screen", lambda search, families: (families, 1.0))
+    monkeypatch.setattr("iconoclast_tl.search.gradient.screen", screened)
     families = [one for one in all_families(make_source(["as set"]), llama) if not one.parameters["affine"]]
     solver, said = Stubborn(fresh_proxy(llama, rows), {}, [0.0, 1.0, 2.0]), list[str]()
     solver.rates, solver.ready, solver.drawn = rates, [], []
