@@ -51,12 +51,12 @@ def random_updates(hf: Any, strengths: Any) -> Any:
     return Updates({site: SiteUpdate(v, v, None) for site in sites}, dict.fromkeys(sites, strengths))
 
 
-def alternating(*runs: Callable[[], Any]) -> list[float]:
+def alternating(*runs: Callable[[], Any], repetitions: int | None = None) -> list[float]:
     """Median seconds of each, run in turn so that the machine's moods meet all of them."""
     import torch
 
     times: list[list[float]] = [[] for _ in runs]
-    for repetition in range(REPETITIONS + 1):
+    for repetition in range((repetitions or REPETITIONS) + 1):
         for number, run in enumerate(runs):
             start = time.perf_counter()
             run()
