@@ -143,10 +143,15 @@ def _scores(
     return scores[0], scores[1], unembedding(model, rising, falling)
 
 
-def top_heads(workspace: Workspace, directions: Directions, k: int, method: MethodName) -> list[str]:
-    """The first k heads by a method, as `layer.head`: along the best separating direction, before any search."""
-    config = workspace.settings.attribution.model_copy(update={"methods": (method,), "cumulative": False})
-    asking = replace(workspace, settings=workspace.settings.model_copy(update={"attribution": config}))
+def top_heads(workspace: Workspace, directions: Directions, k: int, method: MethodName, affine: bool) -> list[str]:
+    """The first k heads by a method, as `layer.head`: along the best separating direction, before any search.
+
+    affine: towards the neutral means, where the search may edit so.
+    """
+    settings = workspace.settings
+    config = settings.attribution.model_copy(update={"methods": (method,), "cumulative": False})
+    edit = settings.edit.model_copy(update={"affine": affine})
+    asking = replace(workspace, settings=settings.model_copy(update={"attribution": config, "edit": edit}))
     require_ranking(asking, k, None)
     found = attribute(asking, float(best_point(directions)), write=False).study
     ranked = found.by("direct-contrast" if method == "direct" else method)

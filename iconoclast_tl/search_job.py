@@ -36,8 +36,8 @@ N_NEURONS = 256
 def search_job(workspace: Workspace, directions: Directions, activations: Activations) -> Job:
     """The job of `search.find`."""
     settings = workspace.settings
-    parts = searched_parts(workspace, directions, activations)
     kinds = (True,) if settings.edit.affine else (False, True) if _affine_can_be_kept(workspace) else (False,)
+    parts = searched_parts(workspace, directions, activations, affine=True in kinds)
     return Job(
         workspace.sites,
         workspace.asked("train", settings.search.gradient.prompts),
@@ -111,7 +111,7 @@ def _require_parts_unnormalised(workspace: Workspace) -> None:
 
 
 def searched_parts(
-    workspace: Workspace, directions: Directions, activations: Activations
+    workspace: Workspace, directions: Directions, activations: Activations, affine: bool
 ) -> dict[Component, Float[Tensor, "layer part"]]:
     """Factors of the strengths at heads and neurons: those that are named, the first by attribution, or all heads.
 
@@ -124,7 +124,7 @@ def searched_parts(
         return {"attn_out": every_head(hf), **given} if profile == "head" else given
     kept = (workspace.folder.read_manifest() or {}).get("searched_parts")
     if kept is None:
-        kept = _ranked(workspace, directions, activations)
+        kept = _ranked(workspace, directions, activations, affine)
         workspace.remember(searched_parts=kept)
         shown = ", ".join(kept["names"][:12]) + (" …" if len(kept["names"]) > 12 else "")
         workspace.say(f"only these {kept['kind']}s are edited: {shown}")
@@ -134,12 +134,12 @@ def searched_parts(
     return {"attn_out": head_factors(kept["names"], hf), "mlp_out": nothing}
 
 
-def _ranked(workspace: Workspace, directions: Directions, activations: Activations) -> dict[str, Any]:
+def _ranked(workspace: Workspace, directions: Directions, activations: Activations, affine: bool) -> dict[str, Any]:
     search = workspace.settings.search
     if _profile(search) == "neuron":
         vector = directions.at(best_point(directions))
         return {"kind": "neuron", "names": top_neurons(workspace, activations, vector, search.top_k or N_NEURONS)}
-    return {"kind": "head", "names": top_heads(workspace, directions, search.top_k or 1, search.by)}
+    return {"kind": "head", "names": top_heads(workspace, directions, search.top_k or 1, search.by, affine)}
 
 
 def _profile(search: SearchConfig) -> str:

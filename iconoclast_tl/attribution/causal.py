@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from iconoclast_tl.attribution.changes import Written, at_positions, changing, replaced
+from iconoclast_tl.attribution.changes import Exchange, Written, at_positions, changing
 from iconoclast_tl.attribution.parts import Part, by_layer
 from iconoclast_tl.attribution.result import Attribution, PositionSums
 from iconoclast_tl.attribution.steps import Steps
@@ -186,22 +186,24 @@ class _Work:
         """The score of every prompt under every intervention."""
         where = _where(rows, asked)
         changes: dict[Site, Change] = {}
+        read: dict[Site, Change] = {}
         for site in self._updates:
             if site.layer == layer and others is None:
                 changes[site] = self._edited(site, rows, asked, where)
             elif site.layer == layer and others is not None:
                 mine = [one.part if one.part.site == site else None for one in rows]
-                n_heads = self._subject.strengths[site].shape[-1]
-                changes[site] = replaced(
-                    mine, n_heads, written[site], asked, others.asked, where, self._sites[site].module
-                )
-        elsewhere = {site for site in self._base.at if site not in changes}
+                exchange, given = Exchange(mine, asked, others.asked, where), written[site]
+                if any(part is not None and part.head is None for part in mine):
+                    changes[site] = exchange.whole(given.y)
+                if any(part is not None and part.head is not None for part in mine) and given.x is not None:
+                    read[site] = exchange.heads(given.x, self._subject.strengths[site].shape[-1])
+        elsewhere = {site for site in self._base.at if site.layer != layer}
         kept = Updates(
             {site: self._base.at[site] for site in elsewhere}, {s: self._base.strengths[s] for s in elsewhere}
         )
         with ExitStack() as stack:
             stack.enter_context(hooked(kept, self._sites))
-            stack.enter_context(changing(changes, self._sites))
+            stack.enter_context(changing(changes, self._sites, read))
             scores = self._score.read(asked.times(len(rows)), len(rows)).float().cpu()
         return list(zip(rows, scores, strict=True))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.models.hook_points import Change, HookedModule
@@ -27,54 +27,62 @@ class Written:
 
 
 @contextmanager
-def changing(changes: Mapping[Site, Change], sites: Mapping[Site, HookedModule]) -> Iterator[None]:
-    """Run the model with these changes; the hooks go when the block ends."""
+def changing(
+    changes: Mapping[Site, Change], sites: Mapping[Site, HookedModule], read: Mapping[Site, Change] | None = None
+) -> Iterator[None]:
+    """Run the model with these changes of what is written, and of what is read for it; the hooks go at the end."""
     handles: list[Any] = []
     try:
         for site, change in changes.items():
             handles.append(sites[site].attach(change))
+        for site, change in (read or {}).items():
+            handles.append(HookedModule(sites[site].module, "input").attach(change))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def replaced(
-    parts: Sequence[Part | None],
-    n_heads: int,
-    written: Written,
-    asked: Asked,
-    other: Asked,
-    where: Bool[Tensor, "row pos"] | None,
-    module: nn.Module,
-) -> Change:
-    """Candidate by candidate, the part's output becomes what it wrote on the other rows (None: nothing changes).
+@dataclass(frozen=True)
+class Exchange:
+    """Candidate by candidate, a part of `asked` gets what it wrote on the rows of `other` (None: nothing changes).
 
-    Rows are aligned at the prompts' ends, and changed where both have a token. A head's output is changed through what
-    the linear reads, y + W (x' − x) on the head's columns, so that quantised weights need not be read.
+    Rows are aligned at the prompts' ends, and changed where both have a token, at the positions `where` says.
     """
-    n_rows, width = len(asked.owner), int(asked.forced.batch.input_ids.shape[1])
-    both = align(other.forced.batch.attention_mask, width).bool() & asked.forced.batch.attention_mask.bool()
-    there = both.repeat(len(parts), 1) if where is None else both.repeat(len(parts), 1) & where
-    of_heads = torch.tensor([part is not None and part.head is not None for part in parts])
-    whole = torch.tensor([part is not None and part.head is None for part in parts])
-    chosen = torch.zeros(int(of_heads.sum()), n_heads)
-    for number, head in enumerate(part.head for part in parts if part is not None and part.head is not None):
-        chosen[number, head] = 1.0
 
-    def change(y: Tensor, x: Tensor | None) -> Tensor:
-        changed = y.reshape(len(parts), n_rows, width, -1).clone()
-        if bool(whole.any()):
-            own = align(written.y.reshape(n_rows, -1, y.shape[-1]), width)
-            changed[whole.to(y.device)] = own.to(y).expand(int(whole.sum()), -1, -1, -1)
-        if len(chosen) and x is not None and written.x is not None:
-            read = x.reshape(len(parts), n_rows, width, -1)[of_heads.to(x.device)]
-            given = align(written.x.reshape(n_rows, -1, x.shape[-1]), width).to(x)
-            difference = (given - read) * of_columns(chosen, x.shape[-1]).to(x)[:, None, None]
-            changed[of_heads.to(y.device)] += module.forward(difference) - module.forward(torch.zeros_like(x[:1]))[:1]
-        return at_positions(there, changed.reshape(y.shape), y)
+    parts: Sequence[Part | None]
+    asked: Asked
+    other: Asked
+    where: Bool[Tensor, "row pos"] | None
 
-    return change
+    def whole(self, written: Tensor) -> Change:
+        """What the site writes, where the part is all of it."""
+        chosen = torch.tensor([part is not None and part.head is None for part in self.parts])
+        return self._change(written, lambda width: chosen[:, None].expand(-1, width))
+
+    def heads(self, read: Tensor, n_heads: int) -> Change:
+        """What the linear reads, on the columns of the part's head: quantised weights need not be read."""
+        chosen = torch.zeros(len(self.parts), n_heads)
+        for number, part in enumerate(self.parts):
+            if part is not None and part.head is not None:
+                chosen[number, part.head] = 1.0
+        return self._change(read, lambda width: of_columns(chosen, width).bool())
+
+    def _change(self, given: Tensor, columns: Callable[[int], Tensor]) -> Change:
+        """Put `given` in the place of the columns that belong to each candidate."""
+        n_rows, width = len(self.asked.owner), int(self.asked.forced.batch.input_ids.shape[1])
+        real = (
+            align(self.other.forced.batch.attention_mask, width).bool() & self.asked.forced.batch.attention_mask.bool()
+        )
+        there = real.repeat(len(self.parts), 1) if self.where is None else real.repeat(len(self.parts), 1) & self.where
+
+        def change(tensor: Tensor, _: Tensor | None) -> Tensor:
+            own = align(given.reshape(n_rows, -1, tensor.shape[-1]), width).to(tensor)
+            mine = columns(tensor.shape[-1]).repeat_interleave(n_rows, dim=0)[:, None] & there[..., None]
+            states = tensor.reshape(len(mine), width, -1)
+            return torch.where(mine.to(tensor.device), own.repeat(len(self.parts), 1, 1), states).reshape(tensor.shape)
+
+        return change
 
 
 def align(rows: Tensor, width: int) -> Tensor:

@@ -29,6 +29,8 @@ NAMES = (
     "OPT", "Gemma 2", "OLMo 2", "Granite", "Mixtral",
 )  # fmt: skip
 """Grouped, single and full heads, fused queries, biases, parallel blocks, post-norms, scaled writes, experts."""
+FEW = ("Llama, biases", "Falcon (new decoder)", "GPT-2", "OPT", "Gemma 2", "Mixtral")
+"""Of these, where a loop over parts takes its time."""
 
 
 @dataclass(frozen=True)

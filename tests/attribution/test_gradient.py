@@ -17,6 +17,12 @@ from iconoclast_tl.scores.score import Score
 from tests.attribution.subjects import NAMES, Case, case_of, make_case, scores
 
 
+@pytest.fixture
+def rows(rows: list[list[int]]) -> list[list[int]]:
+    """Four of them, of different lengths."""
+    return rows[:4]
+
+
 @pytest.fixture(params=NAMES)
 def case(
     request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]]

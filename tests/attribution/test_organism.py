@@ -1,0 +1,110 @@
+"""On the shipped organism it is known where the gate can be: the first three layers were never taught it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from iconoclast_tl.attribution.config import AttributionConfig
+from iconoclast_tl.attribution.study import Study
+from iconoclast_tl.attribution_job import attribute, top_heads, top_neurons
+from iconoclast_tl.prepare import collect, estimate
+from iconoclast_tl.report.attribution import AttributionReport, warnings
+from iconoclast_tl.workspace import Workspace, open_workspace
+
+SETTINGS = {
+    "model": {"dtype": "float32"},
+    "edit": {"affine": True},
+    "evaluation": {"max_new_tokens": 24, "kl_tokens": 8, "batch_size": 64},
+}
+FIRST_LAYER = 3
+"""The first that phase 2 of its training changed (`organism.json`)."""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> AttributionReport:
+    """Along the direction of point 5, affine, λ = 1 everywhere."""
+    with open_workspace(SETTINGS, None, tmp_path_factory.mktemp("run") / "run") as workspace:
+        return attribute(asking(workspace, prompts=16), point=5.0)
+
+
+def asking(workspace: Workspace, **changes: object) -> Workspace:
+    config = AttributionConfig(**changes)  # type: ignore[arg-type]
+    return replace(workspace, settings=workspace.settings.model_copy(update={"attribution": config}))
+
+
+def share_below(study: Study, method: str) -> float:
+    """Of the magnitudes of heads and MLPs, how much lies below the first layer that was taught the gate."""
+    found = study.by(method)
+    sizes = {part: abs(float(value)) for part, value in zip(found.parts, found.means, strict=True)}
+    kept = {part: size for part, size in sizes.items() if part.component in ("head", "mlp")}
+    return sum(size for part, size in kept.items() if part.layer < FIRST_LAYER) / sum(kept.values())
+
+
+def test_what_carries_the_gate_is_where_it_was_taught(report: AttributionReport) -> None:
+    study = report.study
+    for method in ("integrated", "restore", "direct-contrast"):
+        assert share_below(study, method) < 0.1, method
+    # What the earlier layers say of the topic is needed all the same: exchanging it changes everything.
+    assert share_below(study, "interchange") > 0.2
+
+
+def test_heads_that_rank_high_take_the_behaviour_with_them(report: AttributionReport) -> None:
+    """The first four of 24, ablated together, against all heads; the last four of the same ranking do nothing."""
+    (curve,) = [curve for curve in report.study.curves if curve.method == "integrated"]
+    scores = dict(zip(curve.ks, curve.scores.mean(1).tolist(), strict=True))
+    assert scores[0] - scores[4] > 0.4 * (scores[0] - scores[24])
+    assert scores[0] > report.study.neutral_scores.mean() + 10
+
+
+def test_the_integral_adds_up_and_the_gradient_at_0_does_not(report: AttributionReport) -> None:
+    """The base is so sure of refusing that its log-odds hardly move at first."""
+    study, integrated = report.study, report.study.by("integrated")
+    assert not warnings(study)
+    total = integrated.checks["total"]
+    assert float(integrated.means.sum()) == pytest.approx(total, rel=0.01)
+    assert float(study.by("gradient").means.sum()) < 0.5 * total
+
+
+def test_a_notebook_shows_heat_maps(report: AttributionReport) -> None:
+    shown = report._repr_html_()
+    assert shown.count('"type":"heatmap"') >= len(report.study.found)
+    assert "plotly.js" in shown
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_weights_are_attributed_as_they_are(
+    tmp_path: Path, report: AttributionReport, quantization: str
+) -> None:
+    settings = {**SETTINGS, "model": {"dtype": "float32", "quantization": quantization}}
+    with open_workspace(settings, None, tmp_path / "run") as workspace:
+        methods = ("direct", "gradient", "restore", "interchange")
+        found = attribute(asking(workspace, prompts=8, methods=methods, cumulative=False), point=5.0).study
+    expected = report.study.by("restore")
+    top = set(found.by("restore").top(3))
+    assert len(top & set(expected.top(4))) >= 2
+    assert found.by("direct").checks["incompleteness"] < 1e-3
+
+
+def test_what_is_chosen_for_a_search_is_ranked_before_it(tmp_path: Path) -> None:
+    with open_workspace(SETTINGS, None, tmp_path / "run") as workspace:
+        workspace = asking(workspace, prompts=8)
+        activations = collect(workspace)
+        directions = estimate(workspace, activations)
+        heads = top_heads(workspace, directions, 3, "integrated", affine=True)
+        assert all(int(name.split(".")[0]) >= FIRST_LAYER for name in heads)
+        neurons = top_neurons(workspace, activations, directions.at(5.0), 8)
+        # By hand: what each neuron writes along v, on target less on neutral prompts.
+        layer, neuron = map(int, neurons[0].split("."))
+        column = workspace.model.hf.model.layers[layer].mlp.down_proj.weight[:, neuron].double()
+        reads = [side["mlp_out"][layer, neuron] for side in (activations.target_reads, activations.neutral_reads)]
+        largest = float(directions.at(5.0).double() @ column * (reads[0] - reads[1]))
+        every = [
+            (directions.at(5.0).double() @ one.mlp.down_proj.weight.double())
+            * (activations.target_reads["mlp_out"][i] - activations.neutral_reads["mlp_out"][i])
+            for i, one in enumerate(workspace.model.hf.model.layers)
+        ]
+        assert largest == pytest.approx(float(torch.stack(every).max()), rel=1e-5)
