@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench-peers bench-costs bench-memory bench-gpu
+.PHONY: demo test check format bench-peers bench-costs bench-memory bench-gpu bench-heads study-heads
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,3 +44,11 @@ bench-memory: $(INSTALLED)
 # On a GPU: the doctor, the organism job, and what edits cost beside a trial of Heretic. Says so where there is none.
 bench-gpu: $(INSTALLED)
 	$(BIN)/python -m experiments.gpu.bench
+
+# What attribution costs: gradient, ablate and restore beside bare forward passes, and memory, in minutes.
+bench-heads: $(INSTALLED)
+	$(BIN)/python -m experiments.heads.costs
+
+# How many heads carry a behaviour, and what edits of them cost: fifteen organisms, an hour and more; stopped, it continues.
+study-heads: $(INSTALLED)
+	$(BIN)/python -m experiments.heads.study
