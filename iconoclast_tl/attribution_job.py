@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,14 +22,15 @@ from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.edit import Edit
-from iconoclast_tl.edits.store import load_edit, save_edit
+from iconoclast_tl.edits.store import save_edit
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import write_json, write_text
+from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.parts import neurons
 from iconoclast_tl.models.reading import read_along
 from iconoclast_tl.models.sites import Site
-from iconoclast_tl.prepare import collect, estimate, uniform_edit
+from iconoclast_tl.prepare import chosen_edit, collect, drop_of_other_edit, estimate, uniform_edit
 from iconoclast_tl.prompts.chat import Tokens
 from iconoclast_tl.report.attribution import AttributionReport
 from iconoclast_tl.run_folder import RunFolder
@@ -43,7 +45,7 @@ from iconoclast_tl.workspace import Workspace
 
 
 def attribute(
-    workspace: Workspace, point: float | None = None, only: Sequence[Part] | None = None, write: bool = True
+    workspace: Workspace, point: float | None = None, only: Collection[Part] | None = None, write: bool = True
 ) -> AttributionReport:
     """Attribute the behaviour to embedding, heads and MLPs, by `attribution.methods`.
 
@@ -53,40 +55,48 @@ def attribute(
     config = workspace.settings.attribution
     activations = collect(workspace)
     directions = estimate(workspace, activations)
-    edit, at, what, methods = _edit(workspace, directions, activations, point)
+    edit, what, methods = _edit(workspace, directions, activations, point)
+    vector, direction = _direction(edit, directions)
+    if workspace.model.dtype not in ("float32", "float64"):
+        workspace.say(f"warning: differences of scores are small beside the rounding of {workspace.model.dtype}")
     with workspace.timed("attribute"):
         base = workspace.asked("train", config.prompts)
-        ask = _ask(workspace, base, edit, directions.at(at), activations)
+        ask = _ask(workspace, base, edit, vector, activations)
         if only is not None:
-            ask = replace(ask, subject=ask.subject.limited(only))
+            ask = replace(ask, only=frozenset(only))
         accumulated = {
-            side: (residuals.double() @ directions.at(at).double()).mean(0)
+            side: (residuals.double() @ vector.double()).mean(0)
             for side, residuals in (("target", activations.target_train), ("neutral", activations.neutral_train))
         }
-        report = AttributionReport(study(ask, config, methods, what, accumulated), config.top)
+        report = AttributionReport(study(ask, config, methods, what, direction, accumulated), config.top)
         if write:
             write_json(workspace.folder.attribution, report.to_json())
             write_text(workspace.folder.attribution_page, report.page())
     return report
 
 
+def _direction(edit: Edit, directions: Directions) -> tuple[Float[Tensor, "d_model"], str]:
+    """What is projected on: the edit's own direction where it has one for all layers, or the best separating one."""
+    first = edit.directions[0, 0]
+    if len(edit.directions) == 1 and bool(first.any()) and torch.allclose(edit.directions[0], first, atol=1e-6):
+        return first, "the edit's direction"
+    point = best_point(directions)
+    return directions.at(point), f"the direction of point {point} (the edit has others in its layers)"
+
+
 def _edit(
     workspace: Workspace, directions: Directions, activations: Activations, point: float | None
-) -> tuple[Edit, float, str, Sequence[MethodName]]:
-    """The edit, its point, what to call it, and the methods that can be asked."""
-    config, model = workspace.settings.attribution, workspace.model
+) -> tuple[Edit, str, Sequence[MethodName]]:
+    """The edit, what to call it, and the methods that can be asked."""
+    config = workspace.settings.attribution
     if point is None and workspace.folder.edit.is_file():
-        edit, provenance = load_edit(workspace.folder.edit, model.n_layers, model.d_model)
-        chosen = provenance.get("parameters", {})
-        per_layer = chosen.get("direction_scope") != "global"
-        at = float(best_point(directions)) if per_layer else float(chosen["direction_index"]) + 1
-        return edit, at, "the run's chosen edit", config.methods
+        return chosen_edit(workspace), "the run's chosen edit", config.methods
     at = float(best_point(directions)) if point is None else point
     edit = uniform_edit(workspace, directions, activations, at, 1.0, range(directions.n_layers))
     what = f"λ = 1 everywhere, direction of point {at:g}"
     needing = [method for method in config.methods if method in NEED_AN_EDIT]
     if point is not None or not needing:
-        return edit, at, what, config.methods
+        return edit, what, config.methods
     if config.methods != METHODS:
         raise UserError(
             f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} an edit",
@@ -94,7 +104,7 @@ def _edit(
             mend="run `search` into this folder first, or name a direction by --point",
         )
     workspace.say(f"no edit in {workspace.folder.path}: {' and '.join(needing)} are left out")
-    return edit, at, what, [method for method in config.methods if method not in needing]
+    return edit, what, [method for method in config.methods if method not in needing]
 
 
 def _ask(
@@ -117,8 +127,18 @@ def _ask(
         partners,
         base.config.rows if config.batch_size == "auto" else config.batch_size,
         workspace.settings.search.gradient.batch_size,
-        workspace.track,
+        _all_that_writes(workspace),
+        track=workspace.track,
+        leave_out=workspace.say if config.methods == METHODS else None,
     )
+
+
+def _all_that_writes(workspace: Workspace) -> dict[Site, HookedModule]:
+    """Also what the settings leave alone, as far as it is known."""
+    try:
+        return hf_sites(workspace.model.hf)
+    except UserError:
+        return workspace.sites
 
 
 def _scores(
@@ -154,8 +174,7 @@ def top_heads(workspace: Workspace, directions: Directions, k: int, method: Meth
     asking = replace(workspace, settings=settings.model_copy(update={"attribution": config, "edit": edit}))
     require_ranking(asking, k, None)
     found = attribute(asking, float(best_point(directions)), write=False).study
-    ranked = found.by("direct-contrast" if method == "direct" else method)
-    return [f"{part.layer}.{part.head}" for part in ranked.top(k, "head")]
+    return [f"{part.layer}.{part.head}" for part in found.ranking(method).top(k, "head")]
 
 
 def top_neurons(
@@ -182,39 +201,38 @@ def top_neurons(
     return [f"{layer}.{neuron}" for _, layer, neuron in sorted(ranked, reverse=True)[:k]]
 
 
-def require_ranking(workspace: Workspace, k: int | None, method: str | None) -> None:
+def require_ranking(
+    workspace: Workspace, k: int | None, method: str | None, only: Collection[Part] | None = None
+) -> None:
     """Raise `UserError`, before anything is computed, where the first k heads by this method cannot be told."""
     asked = workspace.settings.attribution.methods
-    brought = {"direct": "direct-contrast", "interchange": "interchange-back"}
-    known = [*asked, *(brought[name] for name in asked if name in brought)]
+    known = [*asked, *(["interchange-back"] if "interchange" in asked else [])]
     if method is not None and method not in known:
         raise UserError("heads cannot be ranked by a method that is not asked", got=method, want=", ".join(known))
-    n_heads = sum(part.component in HEADS for part in model_parts(workspace.model.hf))
+    parts = model_parts(workspace.model.hf) if only is None else only
+    n_heads = sum(part.component in HEADS for part in parts)
     if k is not None and k > n_heads:
-        raise UserError("the model has fewer heads", got=f"the first {k}", want=f"at most {n_heads}")
+        raise UserError("there are fewer heads", got=f"the first {k}", want=f"at most {n_heads}")
 
 
 def top_heads_edit(workspace: Workspace, found: Study, k: int, method: str | None = None) -> RunFolder:
     """A run folder of its own with the edit that projects v out of the k heads that a method ranks first.
 
-    It lies in the run's, as `top-k`, and `preview --chosen`, `fold`, `merge` and `evaluate` work on it. λ = 1, affine
-    where the run's edit is.
+    It lies in the run's, as `top-k`, and `preview --chosen`, `fold`, `merge` and `evaluate` work on it. The directions
+    are those of the study, λ = 1, affine where its edit is. What was made of another edit there goes.
     """
-    ranked = found.best if method is None else found.by(method)
+    ranked = found.ranking(method)
     chosen = ranked.top(k, *HEADS)
-    activations = collect(workspace)
-    directions = estimate(workspace, activations)
-    edit = _edit(workspace, directions, activations, None)[0]
-    subject = make_subject(edit, workspace.ground(activations), workspace.model, workspace.sites)
-    made = subject.only(chosen)
+    made = found.subject.only(chosen)
     folder = RunFolder(workspace.folder.path / f"top-{k}")
     with folder.locked():
         for file in (workspace.folder.activations, workspace.folder.directions):
             shutil.copyfile(file, folder.path / file.name)
         manifest = dict(workspace.folder.read_manifest() or {})
         write_json(folder.manifest, {**manifest, "timing": {}})
-        heads_of = [str(part) for part in chosen]
-        save_edit(folder.path, made, {"heads": heads_of, "by": ranked.method})
-        rule = {"rule": f"top {k} heads by {ranked.method}", "edit": made.digest(), "heads": heads_of}
-        folder.update_results(chosen=rule)
+        names = [str(part) for part in chosen]
+        stale = drop_of_other_edit(folder, made)
+        save_edit(folder.path, made, {"heads": names, "by": ranked.method, "along": found.edit})
+        rule = {"rule": f"first {k} heads by {ranked.method}", "edit": made.digest(), "heads": names}
+        folder.update_results(chosen=rule, **stale)
     return folder

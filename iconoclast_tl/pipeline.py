@@ -6,7 +6,6 @@ and a run that was stopped goes on where it was. The search sees train and val; 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from iconoclast_tl.folding.fold import require_experts_at_hand
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
 from iconoclast_tl.model_cards import write_cards
-from iconoclast_tl.prepare import collect, estimate, uniform_edit
+from iconoclast_tl.prepare import collect, drop_of_other_edit, estimate, uniform_edit
 from iconoclast_tl.report.results import provenance, search_part
 from iconoclast_tl.search.pareto import Candidate, choose, take
 from iconoclast_tl.search.search import Found, find
@@ -96,11 +95,7 @@ def search(workspace: Workspace, directions: Directions, activations: Activation
 def _keep(workspace: Workspace, edit: Edit, chosen: Candidate, found: Found) -> None:
     """Write the edit and what results.json says of the search; what was made of another edit goes first."""
     folder = workspace.folder
-    stale: dict[str, Any] = {}
-    if folder.read_results().get("chosen", {}).get("edit") != edit.digest():
-        stale = {"base": None, "edited": None, "evaluated": None, "fidelity": None, "merged": None}
-        for place in (folder.adapter, folder.merged):
-            shutil.rmtree(place, ignore_errors=True)
+    stale = drop_of_other_edit(folder, edit)
     save_edit(folder.path, edit, provenance(chosen, workspace.settings.search))
     folder.update_results(**_about(workspace), **search_part(edit, chosen, found, workspace.settings.search), **stale)
 

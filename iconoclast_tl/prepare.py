@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from iconoclast_tl.edits.store import load_edit
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.models.twin import Twin, make_twin
+from iconoclast_tl.run_folder import RunFolder
 from iconoclast_tl.workspace import Workspace
 
 
@@ -84,6 +87,9 @@ def estimate(workspace: Workspace, activations: Activations) -> Directions:
     model = workspace.model
     if config.file is not None:
         directions = load_directions(Path(config.file), model.n_layers, model.d_model)
+        if directions.provenance.get("fingerprint", model.fingerprint) != model.fingerprint:
+            other = directions.provenance.get("model", "another model")
+            workspace.say(f"warning: the directions in {config.file} were estimated on other weights ({other})")
     else:
         vectors = estimate_directions(activations.target_train, activations.neutral_train, config)
         directions = Directions(
@@ -142,3 +148,12 @@ def chosen_edit(workspace: Workspace) -> Edit:
     """The edit that an earlier search left in the run folder."""
     edit, _ = load_edit(workspace.folder.edit, workspace.model.n_layers, workspace.model.d_model)
     return edit
+
+
+def drop_of_other_edit(folder: RunFolder, edit: Edit) -> dict[str, Any]:
+    """Remove what a run folder holds of another chosen edit than this; returns what results.json says no more."""
+    if folder.read_results().get("chosen", {}).get("edit") == edit.digest():
+        return {}
+    for place in (folder.adapter, folder.merged):
+        shutil.rmtree(place, ignore_errors=True)
+    return {"base": None, "edited": None, "evaluated": None, "fidelity": None, "merged": None}

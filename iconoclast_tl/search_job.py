@@ -94,7 +94,7 @@ def _require_mergeable(workspace: Workspace) -> None:
 
 def _require_parts_unnormalised(workspace: Workspace) -> None:
     edit, search = workspace.settings.edit, workspace.settings.search
-    if _profile(search) == "head" and edit.heads is None and search.top_k is None:
+    if search.gradient.profile == "head" and edit.heads is None and search.top_k is None:
         _ = every_head(workspace.model.hf)
     if search.top_k is not None and (edit.heads is not None or edit.neurons is not None):
         raise UserError(
@@ -102,7 +102,9 @@ def _require_parts_unnormalised(workspace: Workspace) -> None:
             got=f"search.top_k {search.top_k} and edit.heads or edit.neurons",
             mend="leave one or other out",
         )
-    if (workspace.parts or search.top_k or _profile(search) in ("head", "neuron")) and edit.row_normalization != "none":
+    if (
+        workspace.parts or search.top_k or search.gradient.profile in ("head", "neuron")
+    ) and edit.row_normalization != "none":
         raise UserError(
             "single heads and neurons take edits without row normalisation",
             got=f"edit.row_normalization {edit.row_normalization}",
@@ -118,7 +120,7 @@ def searched_parts(
     The first by attribution are found once and kept in the manifest, so that a search that goes on has the same.
     """
     search, hf = workspace.settings.search, workspace.model.hf
-    profile = _profile(search)
+    profile = search.gradient.profile
     if search.top_k is None and profile != "neuron":
         given = dict(workspace.parts)
         return {"attn_out": every_head(hf), **given} if profile == "head" else given
@@ -136,15 +138,10 @@ def searched_parts(
 
 def _ranked(workspace: Workspace, directions: Directions, activations: Activations, affine: bool) -> dict[str, Any]:
     search = workspace.settings.search
-    if _profile(search) == "neuron":
+    if search.gradient.profile == "neuron":
         vector = directions.at(best_point(directions))
         return {"kind": "neuron", "names": top_neurons(workspace, activations, vector, search.top_k or N_NEURONS)}
     return {"kind": "head", "names": top_heads(workspace, directions, search.top_k or 1, search.by, affine)}
-
-
-def _profile(search: SearchConfig) -> str:
-    """Of a gradient; other methods have none of heads and neurons."""
-    return search.gradient.profile if search.method == "gradient" else "free"
 
 
 def _readable(workspace: Workspace, parts: bool) -> SearchConfig:

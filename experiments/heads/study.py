@@ -1,8 +1,9 @@
 """How many heads carry a behaviour, and what an edit of a few heads costs beside one of whole layers.
 
 On organisms of three architectures × five seeds: (1) for every method of attribution, how many heads hold 50, 90 and
-99% of its own values, and how many must be ablated together for as much of what ablating all heads does; (2) the KL on
-the test split of searched edits of the first k heads and of whole layers, at the same behaviour rate.
+99% of its own values, and how many must be ablated together for as much of what ablating all heads does (of 0, 1, 2,
+3, 4, 6, 8, 12, 16 and all); (2) the KL on the test split of searched edits of the first k heads and of whole layers, at
+the same behaviour rate on val.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TOP = (4, 8)
 """Heads that are edited."""
 SHARES = (0.5, 0.9, 0.99)
 RATES = (0.5, 0.1, 0.05)
-"""Behaviour rates on test at which KLs are compared."""
+"""Largest behaviour rates on val of the points whose KL on test is compared."""
 SETTINGS = {"evaluation": {"max_new_tokens": 32, "kl_tokens": 24, "batch_size": 200}}
 """Those of `experiments/demo`."""
 METHODS = ("direct-contrast", "gradient", "integrated", "ablate", "restore", "interchange")
@@ -62,7 +63,7 @@ def study(model: Path, folder: Path) -> dict[str, Any]:
 
 
 def searched(model: Path, out: Path, search: Mapping[str, Any]) -> dict[str, Any]:
-    """The points of a search, each measured on test, and what the chosen one does there."""
+    """The points of a search, each measured on val and test, and what the chosen one does on test."""
     from iconoclast_tl import pipeline, prepare
     from iconoclast_tl.search.objective import Objective
     from iconoclast_tl.search.trace import read_trace
@@ -79,11 +80,12 @@ def searched(model: Path, out: Path, search: Mapping[str, Any]) -> dict[str, Any
         source = search_job(workspace, directions, activations).source
         edits = [source.build(point.parameters) for point in trace.points]
         changing = [one for one in edits if one.sites]
-        scores = Objective(workspace.asked("test"), workspace.sites)(changing)
+        scored = [Objective(base, workspace.sites)(changing) for base in (workspace.val, workspace.asked("test"))]
         results = pipeline.evaluate(workspace, edit)
     measured = results["edited"]
     chosen = {name: measured[name]["value"] for name in ("behaviour_rate", "answered_rate", "kl_sequence")}
-    return {"points": [score.to_json() for score in scores], "chosen": chosen, "sites": len(edit.sites)}
+    points = [{"val": val.to_json(), "test": test.to_json()} for val, test in zip(*scored, strict=True)]
+    return {"points": points, "chosen": chosen, "sites": len(edit.sites)}
 
 
 def attributed(out: Path) -> dict[str, Any]:
@@ -131,9 +133,11 @@ def _first_below(ks: Sequence[int], scores: Sequence[float], share: float) -> in
     return next(gone, ks[-1])
 
 
-def least_kl(points: Sequence[Mapping[str, float]], rate: float) -> float | None:
-    """Of the points that show the behaviour at most at this rate; None where there is none."""
-    return min((point["kl_sequence"] for point in points if point["behaviour_rate"] <= rate), default=None)
+def least_kl(points: Sequence[Mapping[str, Mapping[str, float]]], rate: float) -> float | None:
+    """KL on test of the point that on val has the least, of those that show the behaviour there at most at this rate."""
+    possible = [point for point in points if point["val"]["behaviour_rate"] <= rate]
+    chosen = min(possible, key=lambda point: point["val"]["kl_sequence"], default=None)
+    return None if chosen is None else chosen["test"]["kl_sequence"]
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -172,7 +176,7 @@ def carrying(found: Found) -> list[str]:
 def costing(found: Found) -> list[str]:
     """What an edit of them costs."""
     ends = ", ".join(f"{100 * rate:g}%" for rate in RATES)
-    head = f"| organism | edit | behaviour, % | answered, % | KL | KL / whole layers' KL at ≤ {ends} |"
+    head = f"| organism | edit | behaviour, % | answered, % | KL | KL / whole layers' KL at ≤ {ends} on val |"
     lines = [head, "|---|---|---|---|---|---|"]
     for family, seeds in found.items():
         for name in ("layers", *map(str, TOP)):

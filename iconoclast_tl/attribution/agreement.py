@@ -56,11 +56,14 @@ class Overlooked:
 
 
 def agreement(one: Attribution, other: Attribution, k: int) -> Agreement:
-    """Over the parts that both have; `ValueError` where they have other numbers of prompts."""
+    """Over the parts that both have, at most a third of them as the first k.
+
+    `ValueError` where they have other numbers of prompts.
+    """
     if len(one.values) != len(other.values):
         raise ValueError(f"{one.method} and {other.method} were asked of other prompts")
     parts = [part for part in one.parts if part in set(other.parts)]
-    k = min(k, len(parts))
+    k = max(min(k, len(parts) // 3), 1)  # more would have much in common by chance
     means, resampled = [], []
     for found in (one, other):
         columns = [found.parts.index(part) for part in parts]

@@ -30,13 +30,14 @@ from iconoclast_tl.models.final_norm import LinearNorm, final_norm, linear_norm
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.offloading import present
 from iconoclast_tl.models.post_norm import Gains, post_norm
 from iconoclast_tl.models.reading import Read, read_along, sum_parts
 from iconoclast_tl.models.sites import WRITERS, Site
 from iconoclast_tl.prompts.chat import Tokens, left_pad
 
 INCOMPLETE = 1e-3
-"""Largest gap between the sum over parts and the stream's own projection, as a share of the largest projection: float32
+"""Largest gap between the sum over parts and the stream's own projection, as a share of the parts' magnitudes: float32
 leaves 1e-6, half precision rounds the stream at every layer (allowed for by its epsilon)."""
 INCOMPLETE_QUANTISED = 0.02
 """The same of quantised weights: linears in 8 bits round what they read, row by row, so that parts do not quite add up
@@ -56,12 +57,30 @@ class Unembedding:
 def unembedding(model: LoadedModel, rising: Tensor, falling: Tensor) -> Unembedding:
     """Of the mean logit of `rising` over that of `falling`. `UserError` where the final norm is not known."""
     head: Any = model.hf.get_output_embeddings()
-    weight = head.weight.detach().float().cpu()
-    bias = getattr(head, "bias", None)
-    constant = 0.0 if bias is None else float(bias[rising].float().mean() - bias[falling].float().mean())
-    norm = final_norm(model.hf)
-    vector = weight[rising].mean(0) - weight[falling].mean(0)
-    return Unembedding(vector, constant, norm, linear_norm(norm, model.d_model))
+    norm, scale = final_norm(model.hf), _logit_scale(model, head)
+    with present(head):
+
+        def mean(values: Tensor, tokens: Tensor) -> Tensor:
+            return values.detach()[tokens.to(values.device)].float().mean(0).cpu()
+
+        vector = mean(head.weight, rising) - mean(head.weight, falling)
+        bias = getattr(head, "bias", None)
+        constant = 0.0 if bias is None else float(mean(bias, rising) - mean(bias, falling))
+    return Unembedding(scale * vector, scale * constant, norm, linear_norm(norm, model.d_model))
+
+
+@torch.no_grad()
+def _logit_scale(model: LoadedModel, head: nn.Module) -> float:
+    """What some architectures (Cohere, Granite) multiply the unembedding's output by; 1 where a soft cap bends it."""
+    kept: list[Tensor] = []
+    handle = head.register_forward_hook(lambda module, args, output: kept.append(_wide(output)))
+    try:
+        logits = _wide(model.hf(**model.inputs(left_pad([[1, 2, 3]], model.pad_id)), use_cache=False).logits)
+    finally:
+        handle.remove()
+    raw = kept[0].to(logits)
+    scale = float((raw * logits).sum() / raw.square().sum())
+    return scale if torch.allclose(scale * raw, logits, rtol=1e-2, atol=1e-2 * float(logits.abs().max())) else 1.0
 
 
 def direct(
@@ -81,7 +100,7 @@ def direct(
     is checked: raises `UserError` where they do not, since then not all that writes is known.
     """
     parts = [*model_parts(model.hf), *_biases(model, sites)]
-    recorder = _Recorder(model, sites, gains, parts, along)
+    recorder = _Recorder(model, sites, gains, parts, along, last_only=not positions)
     found = torch.zeros(len(rows), len(parts))
     gap, size, sums = 0.0, 0.0, PositionSums(len(parts))
 
@@ -89,12 +108,12 @@ def direct(
     def take(chosen: Tensor) -> None:
         nonlocal gap, size
         batch = left_pad([rows[row] for row in chosen.tolist()], model.pad_id)
-        with recorder.on() as values:
+        with recorder.on(len(chosen)) as values:
             model.hf(**model.inputs(batch), logits_to_keep=1, use_cache=False)
         contributions, own = values()
-        real = batch.attention_mask.bool()
+        real = batch.attention_mask.bool()[:, -contributions.shape[1] :]
         gap = max(gap, float((contributions.sum(-1) - own).abs()[real].max()))
-        size = max(size, float(own.abs()[real].max()))
+        size = max(size, float(contributions.abs().sum(-1)[real].max()))
         found[chosen] = contributions[:, -1]
         if positions:
             sums.add(contributions, batch.attention_mask, contributions.shape[1] - 1, chosen)
@@ -106,7 +125,7 @@ def direct(
     if not gap <= allowed * max(size, 1e-30):
         raise UserError(
             f"the parts of {type(model.hf).__name__} do not add up to its stream",
-            got=f"a gap of {gap / max(size, 1e-30):.2g} of the projection",
+            got=f"a gap of {gap / max(size, 1e-30):.2g} of their magnitudes",
             want=f"at most {allowed:.2g}",
             mend="leave `direct` out of --method",
         )
@@ -139,14 +158,22 @@ class _Recorder:
         gains: Gains,
         parts: Sequence[Part],
         along: Tensor | Unembedding,
+        last_only: bool,
     ) -> None:
+        """last_only: of every row the last position, and nothing of the others."""
+        self._last_only, self._n_rows = last_only, 0
         self._model, self._sites, self._gains = model, sites, gains
         self._reads: dict[Site, Read] = {}
         self._place = {part: index for index, part in enumerate(parts)}
         self._logit = along if isinstance(along, Unembedding) else None
         self._w = along if isinstance(along, Tensor) else along.linear.read(along.vector)
-        # MiniCPM and Granite scale what is written into the stream.
+        # Granite scales what is written into the stream.
         self._multiplier = float(getattr(model.hf.config.get_text_config(), "residual_multiplier", None) or 1.0)
+
+    def _cut(self, tensor: Tensor) -> Tensor:
+        """Rows × positions, of which the last one only where that is all that is wanted; some layers flatten both."""
+        rows = tensor.reshape(self._n_rows, -1, tensor.shape[-1])
+        return _wide(rows[:, -1:] if self._last_only else rows)
 
     @property
     def of(self) -> str:
@@ -154,8 +181,9 @@ class _Recorder:
         return "projection on v" if self._logit is None else "difference of logits, final norm folded in"
 
     @contextmanager
-    def on(self) -> Iterator[Values]:
-        """Record what a forward pass writes; the hooks go when the block ends."""
+    def on(self, n_rows: int) -> Iterator[Values]:
+        """Record what a forward pass over so many rows writes; the hooks go when the block ends."""
+        self._n_rows = n_rows
         kept: dict[Part, Tensor] = {}
         ends: dict[str, Tensor] = {}
         handles = self._hooks(kept, ends)
@@ -169,7 +197,7 @@ class _Recorder:
         some = ends["stream"]
         values = torch.zeros(*some.shape[:-1], len(self._place), dtype=some.dtype)
         for part, value in kept.items():
-            values[..., self._place[part]] = value.reshape(some.shape[:-1]).cpu()
+            values[..., self._place[part]] = value.cpu()
         own = some @ self._w.to(some)
         if self._logit is not None:
             norm, vector = self._logit.linear, self._logit.vector.to(some)
@@ -184,12 +212,12 @@ class _Recorder:
         handles, layers = [], decoder_layers(self._model.hf)
 
         def embed(module: Any, args: Any, kwargs: Any) -> None:
-            states = _wide(args[0] if args else kwargs["hidden_states"])
+            states = self._cut(args[0] if args else kwargs["hidden_states"])
             kept[Part(0, "embed")] = states @ self._w.to(states)
 
         def keep(name: str) -> Callable[[Any, Any, Any], None]:
             def hook(module: Any, args: Any, output: Any) -> None:
-                ends[name] = _wide(output[0] if isinstance(output, tuple) else output).cpu()
+                ends[name] = self._cut(output[0] if isinstance(output, tuple) else output).cpu()
 
             return hook
 
@@ -216,11 +244,11 @@ class _Recorder:
         raw: list[Tensor] = []
 
         def write(mod: Any, args: Any, output: Any) -> None:
-            y = _wide(output[0] if isinstance(output, tuple) else output)
+            y = self._cut(output[0] if isinstance(output, tuple) else output)
             if read is None:
                 kept[mine[0]] = y @ w.to(y) * self._multiplier
             else:
-                x = _wide(args[0])
+                x = self._cut(args[0])
                 by_head = sum_parts(x * read.weight[0].to(x), len(heads)) * self._multiplier
                 kept.update(zip(heads, by_head.unbind(-1), strict=True))
                 if bias is not None:
@@ -230,11 +258,11 @@ class _Recorder:
 
         def scale(mod: Any, args: Any, output: Any) -> None:
             """A post-norm: what was kept counts as the norm lets it through."""
-            y, out = raw.pop().reshape(output.shape), _wide(output)
+            y, out = raw.pop(), self._cut(output)
             linear = gains[site.layer].to(y) * y if gains is not None else y
             rho = (out * linear).sum(-1) / linear.square().sum(-1)
             for part in [*mine, *([bias] if bias is not None else [])]:
-                kept[part] = kept[part].reshape(rho.shape) * rho
+                kept[part] = kept[part] * rho
 
         handles = [module.register_forward_hook(write)]
         norm = post_norm(decoder, site.component)

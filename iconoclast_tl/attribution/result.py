@@ -5,7 +5,8 @@ A value is what the part contributes to the score: positive where the score fall
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +27,12 @@ class ByPosition:
     values: Float[Tensor, "position part"]
     """Means over the prompts that have the position."""
     n: Int[Tensor, "position"]
+
+    def less(self, other: ByPosition) -> ByPosition:
+        """The difference, at the positions that both have."""
+        both = tuple(place for place in self.positions if place in set(other.positions))
+        mine, theirs = ([one.positions.index(place) for place in both] for one in (self, other))
+        return ByPosition(both, self.values[mine] - other.values[theirs], torch.minimum(self.n[mine], other.n[theirs]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +64,15 @@ class Attribution:
         """95% percentile intervals of the means."""
         bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
         return torch.quantile(self.resampled, bounds, dim=0).T
+
+    def limited(self, parts: Collection[Part]) -> Attribution:
+        """Of these parts only."""
+        places = [place for place, part in enumerate(self.parts) if part in parts]
+        by_position = self.by_position
+        if by_position is not None:
+            by_position = replace(by_position, values=by_position.values[:, places])
+        kept = tuple(self.parts[place] for place in places)
+        return replace(self, parts=kept, values=self.values[:, places], by_position=by_position)
 
     def top(self, k: int, *components: str) -> list[Part]:
         """The k parts of largest mean, of these kinds only where any are named; largest first."""

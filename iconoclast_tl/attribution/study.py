@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -16,6 +16,7 @@ from iconoclast_tl.attribution.config import AttributionConfig, MethodName
 from iconoclast_tl.attribution.cumulative import Curve, cumulative
 from iconoclast_tl.attribution.direct import Unembedding, direct
 from iconoclast_tl.attribution.gradient import gradient, integrated
+from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.result import Attribution
 from iconoclast_tl.attribution.subject import Subject
 from iconoclast_tl.foundation.errors import UserError
@@ -50,7 +51,18 @@ class Ask:
     """Their neutral ones."""
     batch_size: int
     gradient_batch: int
+    written: Mapping[Site, HookedModule]
+    """Where all that writes is, also what is not edited: of direct attribution."""
+    only: frozenset[Part] | None = None
+    """The parts that are looked at; None: all."""
     track: Track = silent
+    leave_out: Callable[[str], None] | None = None
+    """Whom to tell that direct attribution is left out, where it is not possible; None: that is an error."""
+
+    @property
+    def focus(self) -> Subject:
+        """The parts that are taken away, put back or exchanged."""
+        return self.subject if self.only is None else self.subject.limited(self.only)
 
     @property
     def prompts(self) -> Int[Tensor, "n"]:
@@ -65,6 +77,9 @@ class Study:
     score: str
     edit: str
     """In words."""
+    direction: str
+    """Of direct attribution and of the projection, in words."""
+    subject: Subject
     n_layers: int
     found: tuple[Attribution, ...]
     target_scores: Float[Tensor, "n"]
@@ -85,6 +100,10 @@ class Study:
         """What one method found."""
         return next(one for one in self.found if one.method == method)
 
+    def ranking(self, method: str | None) -> Attribution:
+        """By which heads are ranked: by `direct`, what they write more on target prompts counts."""
+        return self.best if method is None else self.by("direct-contrast" if method == "direct" else method)
+
     @property
     def best(self) -> Attribution:
         """By which heads are chosen where no method is named."""
@@ -97,6 +116,7 @@ class Study:
         return {
             "score": self.score,
             "edit": self.edit,
+            "direction": self.direction,
             "n": len(self.target_scores),
             "target": float(self.target_scores.mean()),
             "neutral": float(self.neutral_scores.mean()),
@@ -113,13 +133,18 @@ def study(
     config: AttributionConfig,
     methods: Sequence[MethodName],
     edit: str,
+    direction: str,
     accumulated: Mapping[str, Float[Tensor, "point"]],
 ) -> Study:
-    """Ask every method. `UserError` where the score does not tell target from neutral prompts."""
+    """Ask every method. edit, direction: in words.
+
+    Raises `UserError` where the score does not tell target from neutral prompts.
+    """
     with torch.no_grad():
         target, neutral = (_scores(score, ask) for score in (ask.target, ask.neutral))
     require_different(target, neutral, ask.target.name)
-    found = [one for method in methods for one in _by(method, ask, config.positions == "all")]
+    every = [one for method in methods for one in _by(method, ask, config.positions == "all")]
+    found = every if ask.only is None else [one.limited(ask.only) for one in every]
     compared = [one for one in found if one.method not in ("direct", "interchange-back")]
     contrast = next((one for one in found if one.method == "direct-contrast"), None)
     effects = [one for one in found if one.method in get_args(Causal)]
@@ -127,10 +152,12 @@ def study(
     hidden = None if contrast is None or not effects else tuple(overlooked(contrast, effects, gap))
     curves: Sequence[Curve] = ()
     if config.cumulative:
-        curves = cumulative(compared, ask.target, ask.subject, ask.sites, ask.prompts, ask.batch_size, ask.track)
+        curves = cumulative(compared, ask.target, ask.focus, ask.sites, ask.prompts, ask.batch_size, ask.track)
     return Study(
         ask.target.name,
         edit,
+        direction,
+        ask.subject,
         ask.target.model.n_layers,
         tuple(found),
         target,
@@ -161,12 +188,14 @@ def _scores(score: Score, ask: Ask) -> Float[Tensor, "n"]:
 
 
 def _by(method: MethodName, ask: Ask, positions: bool) -> list[Attribution]:
-    common = (ask.subject, ask.sites, ask.prompts)
+    common = (ask.focus, ask.sites, ask.prompts)
     if method == "direct":
         return _direct(ask, positions)
     if method in ("gradient", "integrated"):
         ask_gradient = gradient if method == "gradient" else integrated
-        return [ask_gradient(ask.target, *common, ask.gradient_batch, positions, ask.track)]
+        # All parts cost no more than some, and the integral adds up over all.
+        whole = (ask.subject, ask.sites, ask.prompts)
+        return [ask_gradient(ask.target, *whole, ask.gradient_batch, positions, ask.track)]
     if method == "interchange":
         there = causal("interchange", ask.target, *common, ask.batch_size, ask.neutral, positions, ask.track)
         back = causal("interchange-back", ask.neutral, *common, ask.batch_size, ask.target, positions, ask.track)
@@ -179,7 +208,16 @@ def _direct(ask: Ask, positions: bool) -> list[Attribution]:
     """On target prompts, and what they have more of than their neutral ones: what all prompts share carries nothing."""
     model = ask.target.model
     given = (ask.along, ask.batch_size, positions, ask.track)
-    target = direct(model, ask.sites, ask.gains, ask.rows, *given, "direct, target")
-    neutral = direct(model, ask.sites, ask.gains, ask.matched, *given, "direct, neutral")
+    try:
+        target = direct(model, ask.written, ask.gains, ask.rows, *given, "direct, target")
+        neutral = direct(model, ask.written, ask.gains, ask.matched, *given, "direct, neutral")
+    except UserError as error:
+        if ask.leave_out is None:
+            raise
+        ask.leave_out(f"direct is left out: {error}")
+        return []
     values = target.values - neutral.values
-    return [target, Attribution("direct-contrast", f"{target.of}, target − neutral", target.parts, values)]
+    by_position = None
+    if target.by_position is not None and neutral.by_position is not None:
+        by_position = target.by_position.less(neutral.by_position)
+    return [target, Attribution("direct-contrast", f"{target.of}, target − neutral", target.parts, values, by_position)]

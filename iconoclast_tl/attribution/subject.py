@@ -81,12 +81,19 @@ class Subject:
 
 
 def make_subject(edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[Site, HookedModule]) -> Subject:
-    """Take an edit apart. `UserError` where it has row normalisation, which does not fall into parts."""
+    """Take an edit apart. `UserError` where it does not fall into parts: row normalisation, neurons, experts."""
     if edit.row_normalization != "none":
         raise UserError(
             "an edit with row normalisation does not fall into heads",
             got=f"row normalisation {edit.row_normalization}",
             mend="name a direction by --point, or search with --set edit.row_normalization=none",
+        )
+    if edit.experts is not None or "mlp_out" in edit.parts:
+        kind = "routed experts" if edit.experts is not None else "neurons"
+        raise UserError(
+            f"an edit of single {kind} does not fall into heads and whole MLPs",
+            got=f"strengths of {kind}",
+            mend="name a direction by --point, which is then ablated everywhere",
         )
     parts = [part for part in model_parts(model.hf) if part.site in sites]
     unit = _at_strength_one(edit, ground, model, sites, {part.site.component for part in parts})

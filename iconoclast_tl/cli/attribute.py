@@ -56,6 +56,8 @@ def command(
 
     if run is not None and common.out is not None and run != common.out:
         raise UserError("--run and --out name two folders", got=f"{run} and {common.out}", want="one of them")
+    if by is not None and edit_top_k is None:
+        raise UserError("--by ranks heads for an edit", got=f"--by {by}", mend="pass --edit-top-k, too")
     named = None if method is None else [part.strip() for part in method.split(",")]
     given = {"methods": named, "score": score, "positions": positions, "top": top, "prompts": prompts}
     changes = _checked({name: value for name, value in given.items() if value is not None})
@@ -67,7 +69,7 @@ def command(
         config = opened.settings.attribution.model_copy(update=changes)
         workspace = replace(opened, settings=opened.settings.model_copy(update={"attribution": config}))
         only = _only(workspace, layers, heads)
-        require_ranking(workspace, edit_top_k, by)
+        require_ranking(workspace, edit_top_k, by, only)
         report = attribute(workspace, point, only)
         for line in warnings(report.study):
             note(line)
@@ -99,5 +101,10 @@ def _only(workspace: Workspace, layers: str | None, heads: str | None) -> list[P
     parts = [part for part in model_parts(workspace.model.hf) if part.layer in chosen]
     if heads is None:
         return parts
+    from iconoclast_tl.foundation.errors import UserError
+
     factors = head_factors([name.strip() for name in heads.split(",")], workspace.model.hf)
-    return [part for part in parts if part.head is not None and bool(factors[part.layer, part.head])]
+    named = [part for part in parts if part.head is not None and bool(factors[part.layer, part.head])]
+    if not named:
+        raise UserError("--layers and --heads leave no part", got=f"--layers {layers} --heads {heads}")
+    return named

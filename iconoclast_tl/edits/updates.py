@@ -223,13 +223,14 @@ def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -
     reads = _shared(torch.cat([_pad(update.reads, k) for update in updates]))
     writes = _shared(torch.cat([_pad(update.writes, k) for update in updates]))
     constants = _shared(torch.cat([_pad(kappa, k) for kappa in kappas]))
-    n = max(len(reads), len(writes), len(constants))
-    reads, writes, constants = (t.expand(n, -1, -1) for t in (reads, writes, constants))
-    kappa = constants if bool(constants.any()) else None
-    experts = _stack_factors([update.experts for update in updates])
     offsets = None
     if first.offsets is not None:
         offsets = _shared(torch.cat([_pad(u.offsets, k) for u in updates if u.offsets is not None]))
+    n = max(len(reads), len(writes), len(constants), 0 if offsets is None else len(offsets))
+    reads, writes, constants = (t.expand(n, -1, -1) for t in (reads, writes, constants))
+    offsets = None if offsets is None else offsets.expand(n, -1, -1)
+    kappa = constants if bool(constants.any()) else None
+    experts = _stack_factors([update.experts for update in updates])
     return SiteUpdate(reads, writes, kappa, first.source, experts, offsets), torch.cat(strengths)
 
 

@@ -17,7 +17,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.layers import decoder_layer_list
 from iconoclast_tl.models.offloading import device_of
 
-_NAMES: Final = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
+_NAMES: Final = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "layer_norm")
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,10 @@ def summary(study: Study) -> list[str]:
     """What the numbers mean, and what stands out."""
     target, neutral = float(study.target_scores.mean()), float(study.neutral_scores.mean())
     lines = [
-        f"Under {study.edit}. Mean score of {len(study.target_scores)} target prompts {target:.3g}, of their matched "
-        f"neutral ones {neutral:.3g}; the difference is {study.gap:.3g}. A value is what a part contributes to the "
-        "score: positive where the score falls without it. Intervals: 95%, bootstrap over prompts."
+        f"Under {study.edit}; direct attribution is along {study.direction}. Mean score of {len(study.target_scores)} "
+        f"target prompts {target:.3g}, of their matched neutral ones {neutral:.3g}; the difference is {study.gap:.3g}. "
+        "A value is what a part contributes to the score: positive where the score falls without it. Intervals: 95%, "
+        "bootstrap over prompts."
     ]
     if study.overlooked:
         named = ", ".join(f"{one.part} ({one.method}: {one.effect:.0%} of the difference)" for one in study.overlooked)
@@ -94,7 +95,8 @@ def warnings(study: Study) -> list[str]:
         if gap > TOLERANCE * total:
             found.append(
                 f"{one.method}: the values' sum misses what the edit does to the score by {gap:.2g} of {total:.2g}: on "
-                "the way there the score jumps (a token goes to another expert), or the edit does next to nothing"
+                "the way there the score jumps (a token goes to another expert), the edit does next to nothing, or "
+                "half precision rounds its gradient"
             )
     return found
 
@@ -103,10 +105,10 @@ def attribution_table(study: Study, top: int) -> Table:
     """The parts of largest value by `study.best`, with its intervals and every other method's values."""
     table = Table(title=f"attribution of {study.score}, under {study.edit}", title_justify="left")
     others = [one for one in study.found if one is not study.best]
-    table.add_column("part")
-    table.add_column(f"{study.best.method}, 95% interval", justify="right")
+    table.add_column("part", no_wrap=True)
+    table.add_column(f"{study.best.method}\n95% interval", justify="right", no_wrap=True)
     for one in others:
-        table.add_column(one.method, justify="right")
+        table.add_column(one.method.replace("-", "-\n"), justify="right")
     for part in study.best.top(top):
         table.add_row(str(part), _cell(study.best, part), *(_cell(one, part, interval=False) for one in others))
     target, neutral = float(study.target_scores.mean()), float(study.neutral_scores.mean())

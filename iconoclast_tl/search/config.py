@@ -118,6 +118,13 @@ class SearchConfig(StageConfig):
     max_rate: Annotated[float, Changeable] = Field(0.05, ge=0, le=1)
     """Largest behaviour rate for the rule `least-kl` (for `strengthen`: largest share without the behaviour)."""
 
+    @model_validator(mode="after")
+    def _profiles_are_of_a_gradient(self) -> SearchConfig:
+        profile = self.gradient.profile
+        if self.method != "gradient" and profile in ("head", "neuron"):
+            raise ValueError(f"the profile {profile} is of a search by gradient, and search.method is {self.method}")
+        return self
+
     @property
     def trials(self) -> int:
         """`n_trials`, or the method's."""

@@ -11,7 +11,7 @@ import torch
 
 from iconoclast_tl.activations.collect import collect_last_position
 from iconoclast_tl.attribution.subject import Subject, make_subject
-from iconoclast_tl.edits.edit import EditConfig, make_edit
+from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.loading import LoadedModel
@@ -40,6 +40,7 @@ class Case:
     model: LoadedModel
     sites: dict[Site, HookedModule]
     ground: Ground
+    edit: Edit
     subject: Subject
     direction: torch.Tensor
 
@@ -67,7 +68,7 @@ def case_of(model: LoadedModel, rows: list[list[int]], affine: bool = False, k: 
     strengths["mlp_out"][1] = 0.0
     edit = make_edit(vectors, strengths, EditConfig(affine=affine), ground)
     direction = torch.nn.functional.normalize(torch.randn(model.d_model, generator=generator), dim=0)
-    return Case(model, sites, ground, make_subject(edit, ground, model, sites), direction)
+    return Case(model, sites, ground, edit, make_subject(edit, ground, model, sites), direction)
 
 
 def scores(model: LoadedModel, rows: list[list[int]], direction: torch.Tensor) -> dict[str, Score]:

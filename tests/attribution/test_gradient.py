@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from iconoclast_tl.attribution.gradient import TOLERANCE, edited_scores, gradient, integrated
-from iconoclast_tl.attribution.subject import Subject
-from iconoclast_tl.edits.hooks import hooked
+from iconoclast_tl.attribution.subject import Subject, make_subject
+from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates
+from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.scores.score import Score
 from tests.attribution.subjects import NAMES, Case, case_of, make_case, scores
@@ -42,6 +44,30 @@ def by_autograd(case: Case, score: Score, subject: Subject, n: int, share: float
             site, head = subject.where(part)
             found[prompt, place] = -(grads[site][0] if head is None else grads[site][0, :, head]).sum()
     return found
+
+
+@torch.no_grad()
+def test_taken_apart_and_put_together_it_is_the_edit(case: Case, rows: list[list[int]]) -> None:
+    score, prompts = scores(case.model, rows, case.direction)["log-odds"], torch.arange(len(rows))
+    with preview(case.edit, case.sites):
+        expected = score.read(score.ask(prompts))[0]
+    whole, part = (edited_scores(score, case.subject, case.sites, prompts, 8, share) for share in (1.0, 0.5))
+    assert torch.allclose(whole, expected, atol=1e-4)
+    assert not torch.allclose(part, expected, atol=1e-2)
+
+
+def test_edits_of_neurons_and_experts_are_not_taken_apart(
+    tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]]
+) -> None:
+    for name, kind in (
+        ("Llama", {"parts": {"mlp_out": torch.ones(3, 40)}}),
+        ("Mixtral", {"experts": torch.ones(3, 3)}),
+    ):
+        case = make_case(name, tmp_path / name, load, rows)
+        with pytest.raises(UserError, match="does not fall into heads and whole MLPs"):
+            make_subject(replace(case.edit, **kind), case.ground, case.model, case.sites)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="row normalisation does not fall into heads"):
+        make_subject(replace(case.edit, row_normalization="pre"), case.ground, case.model, case.sites)
 
 
 @pytest.mark.parametrize("kind", ["projection", "logit", "log-odds"])

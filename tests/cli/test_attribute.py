@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from tests.cli.conftest import Cli, content
 
@@ -21,7 +22,7 @@ def test_a_folder_without_an_edit_is_attributed_along_its_direction(cli: Cli, to
     ended = cli("attribute", *told, "--run", "run", "--score", "projection", "--top", 5)
     assert ended.code == 0, ended.err
     assert "no edit in run: integrated and restore are left out" in ended.err
-    assert "ranked by ablate" in ended.out
+    assert "λ = 1 everywhere, direction of point" in ended.out
     found = json.loads(Path("run/attribution.json").read_text())
     assert set(found["methods"]) == {
         "direct",
@@ -71,6 +72,26 @@ def test_the_first_heads_get_a_run_folder_of_their_own(cli: Cli, told: list[str]
     assert kept == {name: data for name, data in before.items() if not name.startswith("top-3")}
 
 
+def test_the_edit_of_the_first_heads_is_that_of_its_study(cli: Cli, told: list[str]) -> None:
+    """Its direction, its parts, and nothing of another edit that was there before."""
+    common = [*told, "--out", "run", "--score", "projection", "--method", "direct,gradient", "--edit-top-k", 2]
+    assert cli("attribute", *common, "--point", 1, "--by", "gradient").code == 0
+    assert cli("fold", "--out", "run/top-2").code == 0
+    first = json.loads(Path("run/top-2/results.json").read_text())
+    assert first["fidelity"]["ok"]
+    assert cli("attribute", *common, "--point", 2, "--layers", 0, "--by", "direct").code == 0
+    second = json.loads(Path("run/top-2/results.json").read_text())
+    assert second["chosen"]["edit"] != first["chosen"]["edit"]
+    assert second["fidelity"] is None
+    assert not Path("run/top-2/adapter").exists()
+    assert all(name.startswith("L0H") for name in second["chosen"]["heads"])
+    assert "direct-contrast" in second["chosen"]["rule"]
+    with safe_open("run/top-2/edit.safetensors", "pt") as edit, safe_open("run/directions.safetensors", "pt") as all_:
+        own, every = edit.get_tensor("directions")[0], all_.get_tensor("vectors")
+    assert float((own @ every[2]).min()) > 0.999
+    assert float((own @ every[1]).abs().max()) < 0.99
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -81,11 +102,14 @@ def test_the_first_heads_get_a_run_folder_of_their_own(cli: Cli, told: list[str]
         (["--method", "integrated,restore"], "integrated, restore need an edit"),
         (["--method", "guess"], "the setting attribution.methods (command line) does not fit"),
         (["--score", "perplexity"], "the setting attribution.score (command line) does not fit"),
-        (["--edit-top-k", "9"], "the model has fewer heads: got the first 9; want at most 8"),
+        (["--edit-top-k", "9"], "there are fewer heads: got the first 9; want at most 8"),
         (
             ["--edit-top-k", "2", "--by", "restore", "--method", "ablate"],
             "cannot be ranked by a method that is not asked",
         ),
+        (["--heads", "0.0,0.1", "--edit-top-k", "3"], "there are fewer heads: got the first 3; want at most 2"),
+        (["--layers", "1", "--heads", "0.2"], "--layers and --heads leave no part"),
+        (["--by", "ablate"], "--by ranks heads for an edit"),
         (["--out", "other"], "--run and --out name two folders"),
     ],
 )
