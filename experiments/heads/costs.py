@@ -18,28 +18,26 @@ PROMPTS = 4
 """On which times are taken; memory also with four times as many."""
 
 
-class Named:
-    """As much of a loaded model as attribution asks for."""
+class _Tokenizer:
+    """As much of a tokenizer as random tokens need."""
 
-    quantization = "none"
-    pad_id = 0
+    pad_token_id, eos_token_id = 0, None
 
-    def __init__(self, d_model: int, n_layers: int, n_heads: int) -> None:
-        """A random Llama with grouped-query attention, float32."""
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
 
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=d_model, intermediate_size=d_model * 5 // 2, num_hidden_layers=n_layers,
-            num_attention_heads=n_heads, num_key_value_heads=n_heads // 4, eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
-        self.hf = LlamaForCausalLM(config).eval().requires_grad_(False)
-        self.d_model, self.n_layers, self.device = d_model, n_layers, self.hf.device
+def build(d_model: int, n_layers: int, n_heads: int) -> Any:
+    """A random Llama with grouped-query attention, float32, as it is loaded."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def inputs(self, batch: Any) -> dict[str, Any]:
-        """A batch as the model takes it."""
-        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    from iconoclast_tl.models.loading import LoadedModel
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=d_model, intermediate_size=d_model * 5 // 2, num_hidden_layers=n_layers,
+        num_attention_heads=n_heads, num_key_value_heads=n_heads // 4, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    hf = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return LoadedModel(hf, _Tokenizer(), "random", "float32", "none", "random")
 
 
 def asked(model: Any, n: int) -> tuple[Any, Any, Any]:
@@ -68,7 +66,7 @@ def times(size: tuple[int, int, int]) -> dict[str, float]:
     from iconoclast_tl.attribution.causal import causal
     from iconoclast_tl.attribution.gradient import gradient
 
-    model = Named(*size)
+    model = build(*size)
     score, subject, sites = asked(model, PROMPTS)
     prompts, rows = torch.arange(PROMPTS), torch.randint(1, VOCABULARY, (ROWS, POSITIONS))
 
@@ -107,15 +105,14 @@ def peak(kind: str, n: int) -> float:
     from iconoclast_tl.attribution.direct import direct
     from iconoclast_tl.attribution.gradient import gradient
 
-    model = Named(*SIZES[-1])
+    model = build(*SIZES[-1])
     if kind == "bare":
         with torch.no_grad():
             model.hf(torch.randint(1, VOCABULARY, (ROWS, POSITIONS)), logits_to_keep=1, use_cache=False)
         return own_peak()
     score, subject, sites = asked(model, n)
     prompts, rows = torch.arange(n), torch.randint(1, VOCABULARY, (n, POSITIONS)).tolist()
-    loaded: Any = model
-    direct(loaded, sites, {}, rows, torch.randn(model.d_model), ROWS)
+    direct(model, sites, {}, rows, torch.randn(model.d_model), ROWS)
     gradient(score, subject, sites, prompts, PROMPTS)
     for method in ("ablate", "restore", "interchange"):
         name: Any = method

@@ -134,7 +134,7 @@ def _first_below(ks: Sequence[int], scores: Sequence[float], share: float) -> in
 
 
 def least_kl(points: Sequence[Mapping[str, Mapping[str, float]]], rate: float) -> float | None:
-    """KL on test of the point that on val has the least, of those that show the behaviour there at most at this rate."""
+    """KL on test of the point of least KL on val, of those that show the behaviour there at most at this rate."""
     possible = [point for point in points if point["val"]["behaviour_rate"] <= rate]
     chosen = min(possible, key=lambda point: point["val"]["kl_sequence"], default=None)
     return None if chosen is None else chosen["test"]["kl_sequence"]

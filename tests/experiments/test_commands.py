@@ -10,6 +10,8 @@ import torch
 
 from experiments.costs import bench as costs
 from experiments.gpu import bench as gpu
+from experiments.heads import costs as heads_costs
+from experiments.heads import study
 from experiments.memory import bench as memory
 
 
@@ -19,6 +21,33 @@ def test_costs_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     hf = costs.build(128, 2)
     found = [*costs.hooks(hf).values(), costs.gradient_step(hf), *costs.together(hf, 2).values()]
     assert all(0 < ratio < 1000 for ratio in found)
+
+
+def test_attribution_costs_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_costs, "REPETITIONS", 1)
+    monkeypatch.setattr(heads_costs, "SIZES", ((64, 2, 4),))
+    assert all(0 < ratio < 1000 for ratio in heads_costs.times((64, 2, 4)).values())
+    assert heads_costs.peak("all", 4) > 0
+
+
+def test_the_study_of_heads_counts_and_compares() -> None:
+    assert study._first_with([5.0, 3.0, 1.0, 1.0, -4.0], 0.5) == 1
+    assert study._first_with([5.0, 3.0, 1.0, 1.0, -4.0], 0.9) == 3
+    assert study._first_below((0, 1, 2, 4), [10.0, 9.0, 3.0, 0.0], 0.5) == 2
+    assert study._first_below((0, 1, 2, 4), [10.0, 10.0, 10.0, 11.0], 0.5) == 4  # ablating all does nothing
+    points = [
+        {"val": {"behaviour_rate": rate, "kl_sequence": kl}, "test": {"behaviour_rate": 0.5, "kl_sequence": 10 * kl}}
+        for rate, kl in ((0.04, 0.2), (0.3, 0.1), (0.02, 0.3))
+    ]
+    assert [study.least_kl(points, rate) for rate in (0.5, 0.05, 0.01)] == [1.0, 2.0, None]
+    one = {
+        "attribution": {m: {kind: [1, 2, 3] for kind in ("by its values", "ablated together")} for m in study.METHODS},
+        "layers": {"points": points, "chosen": {"behaviour_rate": 0.1, "answered_rate": 0.9, "kl_sequence": 0.5}},
+    }
+    other = {"points": [{**point, "test": {"kl_sequence": 0.5}} for point in points], "chosen": one["layers"]["chosen"]}
+    lines = study.summary({"llama": {seed: {**one, "heads": {"4": other, "8": other}} for seed in ("0", "1")}})
+    assert "| llama | first 4 heads | 10.0 [10.0, 10.0] | 90.0 [90.0, 90.0] | 0.50000 [0.50000, 0.50000] |" in lines[-2]
+    assert "0.50 [0.50, 0.50] (2 of 2), 0.25 [0.25, 0.25] (2 of 2), 0.25 [0.25, 0.25] (2 of 2)" in lines[-2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says so only where there is no GPU")
