@@ -53,8 +53,10 @@ def test_a_gate_that_writes_next_to_nothing_is_named() -> None:
     assert found.effect == pytest.approx(0.3, abs=0.02)
     assert found.direct_share < 0.01
     assert not overlooked(attribution("direct-contrast", [10.0, 1.0, 5.0, 0.01]), [effects], gap=10.0)
-    uncertain = attribution("ablate", [2.0, 3.0, 0.1, 0.0], noise=30.0)
-    assert PARTS[1] not in [one.part for one in overlooked(direct, [uncertain], gap=10.0)]
+    swings = torch.tensor([60.0, -60.0]).repeat(10)[:, None]  # a mean of 3 that other prompts might have made −3
+    uncertain = Attribution("ablate", "score", effects.parts, effects.means.float() + swings)
+    assert float(uncertain.means[1]) == pytest.approx(float(effects.means[1]), abs=1e-4)
+    assert not overlooked(direct, [uncertain], gap=10.0)
 
 
 def test_intervals_are_those_of_the_mean() -> None:
