@@ -65,6 +65,7 @@ def times(size: tuple[int, int, int]) -> dict[str, float]:
 
     from iconoclast_tl.attribution.causal import causal
     from iconoclast_tl.attribution.gradient import gradient
+    from iconoclast_tl.attribution.query import Query
 
     model = build(*size)
     score, subject, sites = asked(model, PROMPTS)
@@ -79,12 +80,12 @@ def times(size: tuple[int, int, int]) -> dict[str, float]:
         model.hf(rows, logits_to_keep=1, use_cache=False)
 
     def by(method: Any) -> Callable[[], Any]:
-        return lambda: causal(method, score, subject, sites, prompts[:1], ROWS)
+        return lambda: causal(method, Query(score, subject, sites, prompts[:1], ROWS))
 
     runs = (
         forward,
         batch,
-        lambda: gradient(score, subject, sites, prompts, PROMPTS),
+        lambda: gradient(Query(score, subject, sites, prompts, PROMPTS)),
         by("ablate"),
         by("restore"),
     )
@@ -104,6 +105,7 @@ def peak(kind: str, n: int) -> float:
     from iconoclast_tl.attribution.causal import causal
     from iconoclast_tl.attribution.direct import direct
     from iconoclast_tl.attribution.gradient import gradient
+    from iconoclast_tl.attribution.query import Query
 
     model = build(*SIZES[-1])
     if kind == "bare":
@@ -113,10 +115,10 @@ def peak(kind: str, n: int) -> float:
     score, subject, sites = asked(model, n)
     prompts, rows = torch.arange(n), torch.randint(1, VOCABULARY, (n, POSITIONS)).tolist()
     direct(model, sites, {}, rows, torch.randn(model.d_model), ROWS)
-    gradient(score, subject, sites, prompts, PROMPTS)
+    gradient(Query(score, subject, sites, prompts, PROMPTS))
     for method in ("ablate", "restore", "interchange"):
         name: Any = method
-        causal(name, score, subject, sites, prompts[: n // 4], ROWS, score)
+        causal(name, Query(score, subject, sites, prompts[: n // 4], ROWS), score)
     return own_peak()
 
 

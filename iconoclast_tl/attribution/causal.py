@@ -26,14 +26,13 @@ from torch import Tensor
 
 from iconoclast_tl.attribution.changes import Exchange, Written, at_positions, changing
 from iconoclast_tl.attribution.parts import Part, by_layer
+from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.result import Attribution, PositionSums
 from iconoclast_tl.attribution.steps import Steps
-from iconoclast_tl.attribution.subject import Subject
 from iconoclast_tl.edits.hooks import hooked
 from iconoclast_tl.edits.updates import Updates, apply_update
-from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.hook_points import Change, HookedModule
+from iconoclast_tl.models.hook_points import Change
 from iconoclast_tl.models.offloading import device_of
 from iconoclast_tl.models.resumption import resumes
 from iconoclast_tl.models.sites import Site
@@ -54,32 +53,22 @@ class Intervention:
     position: int | None = None
 
 
-def causal(
-    method: Causal,
-    score: Score,
-    subject: Subject,
-    sites: Mapping[Site, HookedModule],
-    prompts: Int[Tensor, "n"],
-    batch_size: int,
-    other: Score | None = None,
-    positions: bool = False,
-    track: Track = silent,
-) -> Attribution:
+def causal(method: Causal, query: Query, other: Score | None = None) -> Attribution:
     """Of every part. other: for interchange, the score of the matched prompts, number for number.
 
-    batch_size: rows at once. positions: also each part at each position alone, which costs as many times more.
+    By position too it costs as many times more as there are positions.
     """
-    exchanged = other if method in EXCHANGES else None
-    work = _Work(method, score, subject, sites, batch_size, exchanged, positions)
-    values, sums = torch.zeros(len(prompts), len(subject.parts)), PositionSums(len(subject.parts))
+    work, sums = _Work(method, query, other if method in EXCHANGES else None), query.new_sums()
+    values = torch.zeros(len(query.prompts), len(query.subject.parts))
 
     def take(chosen: Tensor) -> None:
-        values[chosen] = work.on(prompts[chosen], chosen, sums if positions else None)
+        values[chosen] = work.on(query.prompts[chosen], chosen, sums)
 
-    most = max(len(parts) for parts in by_layer(subject.parts).values())
-    Room(max(batch_size // most, 1)).over(torch.arange(len(prompts)), take, track, method)
-    by_position = sums.result() if positions else None
-    return Attribution(method, score.name, subject.parts, values, by_position)
+    most = max(len(parts) for parts in by_layer(query.subject.parts).values())
+    room = Room(max(query.batch_size // most, 1))
+    room.over(torch.arange(len(query.prompts)), take, query.track, method)
+    by_position = None if sums is None else sums.result()
+    return Attribution(method, query.score.name, query.subject.parts, values, by_position)
 
 
 Scored = tuple[Intervention, Float[Tensor, "n"]]
@@ -89,18 +78,11 @@ Scored = tuple[Intervention, Float[Tensor, "n"]]
 class _Work:
     """One method on one model."""
 
-    def __init__(
-        self,
-        method: Causal,
-        score: Score,
-        subject: Subject,
-        sites: Mapping[Site, HookedModule],
-        batch_size: int,
-        other: Score | None,
-        positions: bool,
-    ) -> None:
-        self._method, self._score, self._subject, self._sites = method, score, subject, sites
-        self._other, self._positions, self._rows = other, positions, batch_size
+    def __init__(self, method: Causal, query: Query, other: Score | None) -> None:
+        self._method, self._other, self._positions = method, other, query.positions
+        self._score, self._subject, self._sites = query.score, query.subject, query.sites
+        self._rows = query.batch_size
+        subject, sites = query.subject, query.sites
         self._base = subject.at_share(1.0 if method == "restore" else 0.0)
         self._place = {part: index for index, part in enumerate(subject.parts)}
         self._updates = {site: update.to(device_of(sites[site].module)) for site, update in subject.updates.items()}

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from iconoclast_tl.attribution.parts import Part
+from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.result import Attribution, resampling
-from iconoclast_tl.attribution.subject import Subject
 from iconoclast_tl.edits.hooks import hooked
-from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.sites import Site
-from iconoclast_tl.scores.score import Score
 
 HEADS = ("head", "attn")
 
@@ -39,24 +35,16 @@ class Curve:
         return {"points": [{"k": k, "score": score, "low": low, "high": high} for k, score, (low, high) in rows]}
 
 
-def cumulative(
-    found: Sequence[Attribution],
-    score: Score,
-    subject: Subject,
-    sites: Mapping[Site, HookedModule],
-    prompts: Int[Tensor, "n"],
-    batch_size: int,
-    track: Track = silent,
-) -> list[Curve]:
+def cumulative(found: Sequence[Attribution], query: Query) -> list[Curve]:
     """One curve a method, at k = 0, 1, 2, 3, 4, 6, 8, 12, … and all heads, λ = 1; the same sets are asked once."""
-    heads = [part for part in subject.parts if part.component in HEADS]
+    heads = [part for part in query.subject.parts if part.component in HEADS]
     doubling = [step * 2**power for power in range(len(heads).bit_length()) for step in (1, 3)]
     ks = sorted({0, len(heads), *(k for k in doubling if k < len(heads))})
     rankings = {one.method: [part for part in one.top(len(one.parts), *HEADS) if part in set(heads)] for one in found}
     sets = sorted(
         {frozenset(ranking[:k]) for ranking in rankings.values() for k in ks}, key=lambda s: (len(s), sorted(s))
     )
-    scores = scores_of(sets, score, subject, sites, prompts, batch_size, track)
+    scores = scores_of(sets, query)
     known = dict(zip(sets, scores, strict=True))
     return [
         Curve(method, tuple(ks), torch.stack([known[frozenset(ranking[:k])] for k in ks]))
@@ -65,27 +53,20 @@ def cumulative(
 
 
 @torch.no_grad()
-def scores_of(
-    sets: Sequence[frozenset[Part]],
-    score: Score,
-    subject: Subject,
-    sites: Mapping[Site, HookedModule],
-    prompts: Int[Tensor, "n"],
-    batch_size: int,
-    track: Track = silent,
-) -> list[Float[Tensor, "prompt"]]:
+def scores_of(sets: Sequence[frozenset[Part]], query: Query) -> list[Float[Tensor, "prompt"]]:
     """The score of every prompt with each of these sets of parts ablated."""
 
     def take(chosen: Tensor) -> list[Tensor]:
-        n = len(chosen)
-        with hooked(subject.candidates([sets[number] for number in chosen.tolist()]), sites) as assigned:
+        n, groups = len(chosen), [sets[number] for number in chosen.tolist()]
+        with hooked(query.subject.candidates(groups), query.sites) as assigned:
 
             def read(some: Tensor) -> Tensor:
-                asked = score.ask(prompts[some])
+                asked = query.score.ask(some)
                 assigned.candidates = torch.arange(n).repeat_interleave(len(asked.owner))
-                return score.read(asked.times(n), n).float().cpu()
+                return query.score.read(asked.times(n), n).float().cpu()
 
-            return list(torch.cat(Room(max(batch_size // n, 1)).over(torch.arange(len(prompts)), read), dim=1))
+            return list(torch.cat(Room(max(query.batch_size // n, 1)).over(query.prompts, read), dim=1))
 
-    room = Room(max(batch_size // len(prompts), 1))
-    return [one for part in room.over(torch.arange(len(sets)), take, track, "heads together") for one in part]
+    room = Room(max(query.batch_size // len(query.prompts), 1))
+    every = room.over(torch.arange(len(sets)), take, query.track, "heads together")
+    return [one for part in every for one in part]

@@ -18,20 +18,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from iconoclast_tl.attribution.changes import changing
+from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.result import Attribution, PositionSums
-from iconoclast_tl.attribution.subject import Subject
 from iconoclast_tl.edits.hooks import hooked
-from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.batching import Room
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.offloading import device_of
 from iconoclast_tl.models.reading import sum_parts
 from iconoclast_tl.models.sites import Site
-from iconoclast_tl.scores.score import Asked, Score
+from iconoclast_tl.scores.score import Asked
 
 FIRST = Site(0, "resid_pre")
 NODES = 4
@@ -41,67 +40,40 @@ TOLERANCE = 0.01
 """Largest gap between the integrated values' sum and s(0) − s(λ), as a share of the latter."""
 
 
-def gradient(
-    score: Score,
-    subject: Subject,
-    sites: Mapping[Site, HookedModule],
-    prompts: Int[Tensor, "n"],
-    batch_size: int,
-    positions: bool = False,
-    track: Track = silent,
-) -> Attribution:
+def gradient(query: Query) -> Attribution:
     """Of every part, at λ = 0: about the cost of two forward passes."""
-    recorder = _Recorder(subject, sites, weights=None)
-    sums = PositionSums(len(subject.parts)) if positions else None
-    values = recorder.over(score, prompts, batch_size, 0.0, track, "gradient", sums)
-    return Attribution("gradient", score.name, subject.parts, values, None if sums is None else sums.result())
+    sums = query.new_sums()
+    values = _Recorder(query, weights=None).over(0.0, "gradient", sums)
+    by_position = None if sums is None else sums.result()
+    return Attribution("gradient", query.score.name, query.subject.parts, values, by_position)
 
 
-def integrated(
-    score: Score,
-    subject: Subject,
-    sites: Mapping[Site, HookedModule],
-    prompts: Int[Tensor, "n"],
-    batch_size: int,
-    positions: bool = False,
-    track: Track = silent,
-) -> Attribution:
+def integrated(query: Query) -> Attribution:
     """By Gauss and Legendre's quadrature, with twice as many nodes until the sum is within `TOLERANCE` of s(0) − s(λ).
 
     `checks` says how near it came (`gap`, in the score's unit), and with how many nodes. Where a token is sent to
     another expert on the way, the score jumps, and no gradient knows of it: the gap then stays.
     """
-    before, after = (edited_scores(score, subject, sites, prompts, batch_size, share) for share in (0.0, 1.0))
+    before, after = (edited_scores(query, share) for share in (0.0, 1.0))
     total = float((before - after).double().mean())
-    recorder, n = _Recorder(subject, sites, weights=subject.strengths), NODES
+    recorder, n = _Recorder(query, weights=query.subject.strengths), NODES
     while True:
-        sums = PositionSums(len(subject.parts)) if positions else None
-        values = torch.zeros(len(prompts), len(subject.parts))
+        sums, values = query.new_sums(), torch.zeros(len(query.prompts), len(query.subject.parts))
         for node, weight in zip(*_quadrature(n), strict=True):
-            name = f"integrated, {n} nodes"
-            values += recorder.over(score, prompts, batch_size, node, track, name, sums, weight)
+            values += recorder.over(node, f"integrated, {n} nodes", sums, weight)
         gap = abs(float(values.double().sum(-1).mean()) - total)
         if gap <= TOLERANCE * abs(total) or 2 * n > MOST_NODES:
             break
         n *= 2
     checks = {"total": total, "gap": gap, "nodes": float(n)}
     by_position = None if sums is None else sums.result()
-    return Attribution("integrated", score.name, subject.parts, values, by_position, checks)
+    return Attribution("integrated", query.score.name, query.subject.parts, values, by_position, checks)
 
 
-@torch.no_grad()
-def edited_scores(
-    score: Score,
-    subject: Subject,
-    sites: Mapping[Site, HookedModule],
-    prompts: Int[Tensor, "n"],
-    batch_size: int,
-    share: float,
-) -> Float[Tensor, "n"]:
+def edited_scores(query: Query, share: float) -> Float[Tensor, "n"]:
     """Of every prompt, under this share of the edit's strengths."""
-    with hooked(subject.at_share(share), sites):
-        found = Room(batch_size).over(prompts, lambda part: score.read(score.ask(part))[0].float().cpu())
-    return torch.cat(found)
+    with hooked(query.subject.at_share(share), query.sites):
+        return query.scores()
 
 
 def _quadrature(n: int) -> tuple[list[float], list[float]]:
@@ -115,42 +87,31 @@ def _quadrature(n: int) -> tuple[list[float], list[float]]:
 class _Recorder:
     """Hooks that make −w_kp ∂s/∂λ_kp of what a forward and a backward pass bring along."""
 
-    def __init__(
-        self,
-        subject: Subject,
-        sites: Mapping[Site, HookedModule],
-        weights: Mapping[Site, Float[Tensor, "k *part"]] | None,
-    ) -> None:
+    def __init__(self, query: Query, weights: Mapping[Site, Float[Tensor, "k *part"]] | None) -> None:
         """weights: w of every direction and part; None: 1."""
-        self._sites = {site: where for site, where in sites.items() if site in {*subject.updates, FIRST}}
-        self._subject, self._weights = subject, weights
-        self._updates = {site: update.to(device_of(sites[site].module)) for site, update in subject.updates.items()}
+        self._query, self._subject, self._weights = query, query.subject, weights
+        updates = query.subject.updates
+        self._sites = {site: where for site, where in query.sites.items() if site in {*updates, FIRST}}
+        self._updates = {site: update.to(device_of(query.sites[site].module)) for site, update in updates.items()}
 
     def over(
-        self,
-        score: Score,
-        prompts: Int[Tensor, "n"],
-        batch_size: int,
-        share: float,
-        track: Track,
-        description: str,
-        sums: PositionSums | None,
-        weight: float = 1.0,
+        self, share: float, description: str, sums: PositionSums | None, weight: float = 1.0
     ) -> Float[Tensor, "prompt part"]:
         """Times `weight`, at this share of the edit's strengths."""
-        found = torch.zeros(len(prompts), len(self._subject.parts))
+        query = self._query
+        found = torch.zeros(len(query.prompts), len(self._subject.parts))
 
         def take(chosen: Tensor) -> None:
-            asked = score.ask(prompts[chosen])
-            of_row = weight * self._of_rows(score, asked, share)
+            asked = query.score.ask(query.prompts[chosen])
+            of_row = weight * self._of_rows(asked, share)
             found[chosen] = torch.zeros(asked.n, of_row.shape[-1]).index_add(0, asked.owner, of_row.sum(1))
             if sums is not None:
                 sums.add(of_row, asked.forced.batch.attention_mask, asked.ends, chosen[asked.owner])
 
-        Room(batch_size).over(torch.arange(len(prompts)), take, track, description)
+        Room(query.batch_size).over(torch.arange(len(query.prompts)), take, query.track, description)
         return found
 
-    def _of_rows(self, score: Score, asked: Asked, share: float) -> Float[Tensor, "row pos part"]:
+    def _of_rows(self, asked: Asked, share: float) -> Float[Tensor, "row pos part"]:
         shape = asked.forced.batch.input_ids.shape
         kept: dict[Site, Tensor] = {}
         products: dict[Site, Tensor] = {}
@@ -162,7 +123,7 @@ class _Recorder:
             changing(after, self._sites),
             _leaf(self._sites[FIRST]) as leaf,
         ):
-            torch.autograd.grad(score.read(asked).sum(), leaf)
+            torch.autograd.grad(self._query.score.read(asked).sum(), leaf)
         of_row = torch.zeros(*shape, len(self._subject.parts))
         for place, part in enumerate(self._subject.parts):
             site, head = self._subject.where(part)

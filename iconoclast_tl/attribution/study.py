@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from iconoclast_tl.attribution.agreement import Agreement, Overlooked, overlooked, pairs
@@ -17,11 +17,11 @@ from iconoclast_tl.attribution.cumulative import Curve, cumulative
 from iconoclast_tl.attribution.direct import Unembedding, direct
 from iconoclast_tl.attribution.gradient import gradient, integrated
 from iconoclast_tl.attribution.parts import Part
+from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.result import Attribution
 from iconoclast_tl.attribution.subject import Subject
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.batching import Room
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.post_norm import Gains
 from iconoclast_tl.models.sites import Site
@@ -59,15 +59,10 @@ class Ask:
     leave_out: Callable[[str], None] | None = None
     """Whom to tell that direct attribution is left out, where it is not possible; None: that is an error."""
 
-    @property
-    def focus(self) -> Subject:
-        """The parts that are taken away, put back or exchanged."""
-        return self.subject if self.only is None else self.subject.limited(self.only)
-
-    @property
-    def prompts(self) -> Int[Tensor, "n"]:
-        """All of them."""
-        return torch.arange(len(self.rows))
+    def query(self, score: Score) -> Query:
+        """All prompts, and the parts that are looked at."""
+        subject = self.subject if self.only is None else self.subject.limited(self.only)
+        return Query(score, subject, self.sites, torch.arange(len(self.rows)), self.batch_size, track=self.track)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +135,7 @@ def study(
 
     Raises `UserError` where the score does not tell target from neutral prompts.
     """
-    with torch.no_grad():
-        target, neutral = (_scores(score, ask) for score in (ask.target, ask.neutral))
+    target, neutral = (ask.query(score).scores() for score in (ask.target, ask.neutral))
     require_different(target, neutral, ask.target.name)
     every = [one for method in methods for one in _by(method, ask, config.positions == "all")]
     found = every if ask.only is None else [one.limited(ask.only) for one in every]
@@ -152,7 +146,7 @@ def study(
     hidden = None if contrast is None or not effects else tuple(overlooked(contrast, effects, gap))
     curves: Sequence[Curve] = ()
     if config.cumulative:
-        curves = cumulative(compared, ask.target, ask.focus, ask.sites, ask.prompts, ask.batch_size, ask.track)
+        curves = cumulative(compared, ask.query(ask.target))
     return Study(
         ask.target.name,
         edit,
@@ -182,26 +176,18 @@ def require_different(target: Float[Tensor, "n"], neutral: Float[Tensor, "n"], n
         )
 
 
-def _scores(score: Score, ask: Ask) -> Float[Tensor, "n"]:
-    found = Room(ask.batch_size).over(ask.prompts, lambda part: score.read(score.ask(part))[0].float().cpu())
-    return torch.cat(found)
-
-
 def _by(method: MethodName, ask: Ask, positions: bool) -> list[Attribution]:
-    common = (ask.focus, ask.sites, ask.prompts)
+    query = replace(ask.query(ask.target), positions=positions)
     if method == "direct":
         return _direct(ask, positions)
     if method in ("gradient", "integrated"):
-        ask_gradient = gradient if method == "gradient" else integrated
         # All parts cost no more than some, and the integral adds up over all.
-        whole = (ask.subject, ask.sites, ask.prompts)
-        return [ask_gradient(ask.target, *whole, ask.gradient_batch, positions, ask.track)]
+        whole = replace(query, subject=ask.subject, batch_size=ask.gradient_batch)
+        return [gradient(whole) if method == "gradient" else integrated(whole)]
     if method == "interchange":
-        there = causal("interchange", ask.target, *common, ask.batch_size, ask.neutral, positions, ask.track)
-        back = causal("interchange-back", ask.neutral, *common, ask.batch_size, ask.target, positions, ask.track)
-        return [there, back]
-    kind: Any = method
-    return [causal(kind, ask.target, *common, ask.batch_size, None, positions, ask.track)]
+        back = replace(query, score=ask.neutral)
+        return [causal("interchange", query, ask.neutral), causal("interchange-back", back, ask.target)]
+    return [causal("ablate" if method == "ablate" else "restore", query)]
 
 
 def _direct(ask: Ask, positions: bool) -> list[Attribution]:

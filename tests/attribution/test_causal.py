@@ -12,6 +12,7 @@ import torch
 
 from iconoclast_tl.attribution.causal import causal
 from iconoclast_tl.attribution.parts import Part
+from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.models.loading import LoadedModel
@@ -64,7 +65,7 @@ def whole_edit(case: Case, without: Part | None = None) -> Edit:
 @pytest.mark.parametrize("kind", ["projection", "log-odds"])
 def test_ablate_is_a_loop_over_parts(case: Case, rows: list[list[int]], kind: str) -> None:
     score, n = scores(case.model, rows, case.direction)[kind], len(rows)
-    found = causal("ablate", score, case.subject, case.sites, torch.arange(n), 7)
+    found = causal("ablate", Query(score, case.subject, case.sites, torch.arange(n), 7))
     base = plain_scores(case, score, None, n)
     for place, part in enumerate(case.subject.parts):
         expected = base - plain_scores(case, score, case.subject.only([part]), n)
@@ -75,12 +76,12 @@ def test_ablate_is_a_loop_over_parts(case: Case, rows: list[list[int]], kind: st
 @pytest.mark.parametrize("kind", ["logit", "log-odds"])
 def test_restore_is_a_loop_over_parts(case: Case, rows: list[list[int]], kind: str) -> None:
     score, n = scores(case.model, rows, case.direction)[kind], len(rows)
-    found = causal("restore", score, case.subject, case.sites, torch.arange(n), 7)
+    found = causal("restore", Query(score, case.subject, case.sites, torch.arange(n), 7))
     edited = plain_scores(case, score, whole_edit(case), n)
     for place, part in enumerate(case.subject.parts):
         expected = plain_scores(case, score, whole_edit(case, without=part), n) - edited
         assert torch.allclose(found.values[:, place], expected, atol=2e-4), part
-    ablated = causal("ablate", score, case.subject, case.sites, torch.arange(n), 7)
+    ablated = causal("ablate", Query(score, case.subject, case.sites, torch.arange(n), 7))
     assert not torch.allclose(found.values, ablated.values, atol=1e-2)
 
 
@@ -131,8 +132,8 @@ def test_interchange_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> 
     others = [[*row[::-1], 9] for row in rows[1:] + rows[:1]]
     here, there = (scores(case.model, some, case.direction)["logit"] for some in (rows, others))
     prompts = torch.arange(len(rows))
-    found = causal("interchange", here, case.subject, case.sites, prompts, 7, there)
-    back = causal("interchange-back", there, case.subject, case.sites, prompts, 7, here)
+    found = causal("interchange", Query(here, case.subject, case.sites, prompts, 7), there)
+    back = causal("interchange-back", Query(there, case.subject, case.sites, prompts, 7), here)
     base = {name: plain_scores(case, score, None, len(rows)) for name, score in (("here", here), ("there", there))}
     for place, part in list(enumerate(case.subject.parts))[::2]:
         for prompt in (0, 2):
@@ -141,7 +142,7 @@ def test_interchange_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> 
             assert float(found.values[prompt, place]) == pytest.approx(expected, abs=2e-4), part
             expected = exchanged(case, there, prompt, other, mine, part) - float(base["there"][prompt])
             assert float(back.values[prompt, place]) == pytest.approx(expected, abs=2e-4), part
-    itself = causal("interchange", here, case.subject, case.sites, prompts, 7, here)
+    itself = causal("interchange", Query(here, case.subject, case.sites, prompts, 7), here)
     assert float(itself.values.abs().max()) < 1e-4  # a prompt's own outputs change nothing
     assert float(found.values.abs().max()) > 1e-2
 
@@ -154,7 +155,7 @@ def test_one_position_at_a_time(
     case = make_case("Llama", tmp_path, load, rows)
     score = scores(case.model, rows, case.direction)["projection"]
     other = scores(case.model, [row[::-1] for row in rows], case.direction)["projection"]
-    found = causal(method, score, case.subject, case.sites, torch.arange(len(rows)), 9, other, positions=True)
+    found = causal(method, Query(score, case.subject, case.sites, torch.arange(len(rows)), 9, positions=True), other)
     assert found.by_position is not None
     last = found.parts.index(Part(2, "mlp"))
     values = found.by_position.values
@@ -176,8 +177,8 @@ def test_a_model_that_cannot_be_started_at_a_layer_runs_whole(
     other = scores(case.model, [row[::-1] for row in rows], case.direction)["log-odds"]
     prompts = torch.arange(len(rows))
     for method in ("ablate", "restore", "interchange"):
-        started = causal(method, score, case.subject, case.sites, prompts, 7, other)  # type: ignore[arg-type]
+        started = causal(method, Query(score, case.subject, case.sites, prompts, 7), other)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
             patch.setattr("iconoclast_tl.attribution.causal.resumes", lambda *given: False)
-            whole = causal(method, score, case.subject, case.sites, prompts, 7, other)  # type: ignore[arg-type]
+            whole = causal(method, Query(score, case.subject, case.sites, prompts, 7), other)  # type: ignore[arg-type]
         assert torch.allclose(started.values, whole.values, atol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from iconoclast_tl.attribution.gradient import TOLERANCE, edited_scores, gradient, integrated
+from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.subject import Subject, make_subject
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates
@@ -51,7 +52,7 @@ def test_taken_apart_and_put_together_it_is_the_edit(case: Case, rows: list[list
     score, prompts = scores(case.model, rows, case.direction)["log-odds"], torch.arange(len(rows))
     with preview(case.edit, case.sites):
         expected = score.read(score.ask(prompts))[0]
-    whole, part = (edited_scores(score, case.subject, case.sites, prompts, 8, share) for share in (1.0, 0.5))
+    whole, part = (edited_scores(Query(score, case.subject, case.sites, prompts, 8), share) for share in (1.0, 0.5))
     assert torch.allclose(whole, expected, atol=1e-4)
     assert not torch.allclose(part, expected, atol=1e-2)
 
@@ -73,7 +74,7 @@ def test_edits_of_neurons_and_experts_are_not_taken_apart(
 @pytest.mark.parametrize("kind", ["projection", "logit", "log-odds"])
 def test_it_is_the_gradient_through_the_hooks(case: Case, rows: list[list[int]], kind: str) -> None:
     score = scores(case.model, rows, case.direction)[kind]
-    found = gradient(score, case.subject, case.sites, torch.arange(len(rows)), 3, positions=True)
+    found = gradient(Query(score, case.subject, case.sites, torch.arange(len(rows)), 3, positions=True))
     expected = by_autograd(case, score, case.subject, len(rows), 0.0)
     assert torch.allclose(found.values, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert float(expected.abs().max()) > 1e-2
@@ -89,7 +90,7 @@ def test_it_is_what_finite_differences_say(
     case = case_of(biased_double, rows, affine=True)
     score = scores(case.model, rows, case.direction)["log-odds"]
     prompts, step = torch.arange(len(rows)), 1e-4
-    found = gradient(score, case.subject, case.sites, prompts, 8)
+    found = gradient(Query(score, case.subject, case.sites, prompts, 8))
     for part in case.subject.parts[::3]:
         ends = []
         for strength in (-step, step):
@@ -104,15 +105,15 @@ def test_it_is_what_finite_differences_say(
 def test_the_integral_sums_to_what_the_edit_does(case: Case, rows: list[list[int]], kind: str) -> None:
     score = scores(case.model, rows, case.direction)[kind]
     prompts = torch.arange(len(rows))
-    found = integrated(score, case.subject, case.sites, prompts, 8)
-    before, after = (edited_scores(score, case.subject, case.sites, prompts, 8, share) for share in (0.0, 1.0))
+    found = integrated(Query(score, case.subject, case.sites, prompts, 8))
+    before, after = (edited_scores(Query(score, case.subject, case.sites, prompts, 8), share) for share in (0.0, 1.0))
     total = float((before - after).double().mean())
     assert found.checks["gap"] == pytest.approx(abs(float(found.means.sum()) - total), abs=1e-6)
     if "Mixtral" in type(case.model.hf).__name__:  # tokens go to other experts on the way: the gap says so
         return
     assert found.checks["gap"] <= TOLERANCE * abs(total) + 1e-6
     strengths = torch.tensor([case.subject.strength(part) for part in case.subject.parts])
-    first_order = gradient(score, case.subject, case.sites, prompts, 8).means * strengths.double()
+    first_order = gradient(Query(score, case.subject, case.sites, prompts, 8)).means * strengths.double()
     # The gradient alone does not; on random models it may come near by chance.
     assert abs(float(first_order.sum()) - total) > 2 * found.checks["gap"]
     assert all(float(found.means[i]) == 0 for i, strength in enumerate(strengths.tolist()) if strength == 0)
@@ -126,7 +127,7 @@ def test_several_directions_have_strengths_of_their_own(
     strengths = {site: (values.T * weights).T for site, values in case.subject.strengths.items()}
     subject = Subject(case.subject.parts, case.subject.updates, strengths, case.subject.edit)
     score = scores(case.model, rows, case.direction)["log-odds"]
-    found = integrated(score, subject, case.sites, torch.arange(len(rows)), 8)
+    found = integrated(Query(score, subject, case.sites, torch.arange(len(rows)), 8))
     assert found.checks["gap"] <= TOLERANCE * abs(found.checks["total"])
     assert float(found.means.sum()) == pytest.approx(found.checks["total"], rel=TOLERANCE)
 
@@ -134,6 +135,6 @@ def test_several_directions_have_strengths_of_their_own(
 def test_nothing_stays_behind(llama: LoadedModel, rows: list[list[int]]) -> None:
     case = case_of(llama, rows)
     score = scores(llama, rows, case.direction)["logit"]
-    gradient(score, case.subject, case.sites, torch.arange(2), 2)
+    gradient(Query(score, case.subject, case.sites, torch.arange(2), 2))
     assert not [m for m in llama.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert all(parameter.grad is None for parameter in llama.hf.parameters())
