@@ -38,6 +38,10 @@ NAMES = (
 """Grouped, single and full heads, fused queries, heads wider than d_model / n_heads, biases, Conv1D, flattened rows."""
 
 
+FEW = ("Llama, biases", "Falcon3 (Llama)", "GPT-2", "OPT", "Gemma 2")
+"""Of these, where it takes longer."""
+
+
 @pytest.fixture(params=NAMES)
 def model(request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., LoadedModel]) -> LoadedModel:
     return load(save_architecture(tmp_path / "model", request.param))
@@ -85,8 +89,7 @@ def _project(edit: Edit, site: Site, weight: Tensor, bias: Tensor | None) -> Cal
     return hook
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("component", ["attn_out", "mlp_out"])
+@pytest.mark.parametrize(("component", "affine"), [("attn_out", True), ("attn_out", False), ("mlp_out", True)])
 def test_each_part_is_projected_by_its_own_strength(
     model: LoadedModel, rows: list[list[int]], component: Component, affine: bool
 ) -> None:
@@ -142,6 +145,7 @@ def test_candidates_of_one_batch_keep_their_own_heads(model: LoadedModel, rows: 
         assert torch.allclose(found, under(edit, model, rows), atol=2e-5)
 
 
+@pytest.mark.parametrize("model", FEW, indirect=True)
 @pytest.mark.parametrize("affine", [False, True])
 def test_adapter_and_files_hold_single_heads_and_neurons(
     model: LoadedModel, rows: list[list[int]], load: Callable[..., LoadedModel], tmp_path: Path, affine: bool
@@ -175,6 +179,7 @@ def test_an_edit_keeps_its_heads_on_disk(llama: LoadedModel, tmp_path: Path) -> 
     assert found.digest() == edit.digest() != replace(edit, parts={}).digest()
 
 
+@pytest.mark.parametrize("model", FEW, indirect=True)
 @pytest.mark.parametrize("component", ["attn_out", "mlp_out"])
 def test_the_centres_of_all_parts_are_the_centre_of_the_whole(
     model: LoadedModel, rows: list[list[int]], component: Component

@@ -191,6 +191,6 @@ def replace_model(options: dict[str, Any], folder: Path, *changes: str) -> dict[
 def test_heads_alone_leave_experts_alone(options: dict[str, Any], tmp_path: Path) -> None:
     """What cannot carry a centre is not asked for one."""
     folder = save_architecture(tmp_path / "mixtral", "Mixtral")
-    given = replace_model(options, folder, "search.top_k=2", "attribution.score=logit")
+    given = replace_model(options, folder, "search.top_k=2", "search.by=direct", "attribution.score=logit")
     edit = searched(given, tmp_path / "run")
     assert {site.component for site in edit.sites} <= {"attn_out"}
