@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from iconoclast_tl.attribution.causal import causal
+from iconoclast_tl.attribution.direct import INCOMPLETE_QUANTISED, direct
+from iconoclast_tl.attribution.gradient import gradient
 from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
 from iconoclast_tl.scores.score import Score
-from tests.attribution.subjects import FEW, Case, make_case, scores
+from tests.attribution.subjects import FEW, Case, case_of, make_case, scores
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def test_interchange_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> 
     assert float(found.values.abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("method", ["ablate", "restore", "interchange"])
+@pytest.mark.parametrize("method", ["restore", "interchange"])
 def test_one_position_at_a_time(
     tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]], method: Any
 ) -> None:
@@ -165,6 +167,25 @@ def test_one_position_at_a_time(
     assert found.by_position.n.tolist() == [
         sum(len(row) > -place for row in rows) for place in found.by_position.positions
     ]
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_weights_are_attributed_as_they_are(
+    llama: LoadedModel, rows: list[list[int]], quantization: str
+) -> None:
+    model = load_model(ModelConfig(name=llama.name, dtype="float32", device="cpu", quantization=quantization))
+    case = case_of(model, rows)
+    score, other = (scores(model, some, case.direction)["logit"] for some in (rows, [row[::-1] for row in rows]))
+    query = Query(score, case.subject, case.sites, torch.arange(len(rows)), 7)
+    ablated, base = causal("ablate", query), plain_scores(case, score, None, len(rows))
+    for place, part in list(enumerate(case.subject.parts))[::4]:
+        expected = base - plain_scores(case, score, case.subject.only([part]), len(rows))
+        assert torch.allclose(ablated.values[:, place], expected, atol=1e-2), part
+    exchanged_values = causal("interchange", query, other).values
+    assert bool(exchanged_values.isfinite().all())
+    assert float(exchanged_values.abs().max()) > 1e-2
+    assert bool(gradient(query).values.isfinite().all())
+    assert direct(model, case.sites, {}, rows, case.direction, 4).checks["incompleteness"] < INCOMPLETE_QUANTISED
 
 
 def test_a_model_that_cannot_be_started_at_a_layer_runs_whole(

@@ -17,7 +17,7 @@ from iconoclast_tl.edits.updates import Updates, edit_updates
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.scores.score import Score
-from tests.attribution.subjects import FEW, NAMES, Case, case_of, make_case, scores
+from tests.attribution.subjects import FEW, Case, case_of, make_case, scores
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def rows(rows: list[list[int]]) -> list[list[int]]:
     return rows[:4]
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=(*FEW, "GPT-NeoX, parallel", "OLMo 2", "Granite"))
 def case(
     request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]]
 ) -> Case:

@@ -81,20 +81,6 @@ def test_a_notebook_shows_heat_maps(report: AttributionReport) -> None:
     assert "plotly.js" in shown
 
 
-@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_quantised_weights_are_attributed_as_they_are(
-    tmp_path: Path, report: AttributionReport, quantization: str
-) -> None:
-    settings = {**SETTINGS, "model": {"dtype": "float32", "quantization": quantization}}
-    with open_workspace(settings, None, tmp_path / "run") as workspace:
-        methods = ("direct", "gradient", "restore", "interchange") if quantization == "4bit" else ("direct", "restore")
-        found = attribute(asking(workspace, prompts=4, methods=methods, cumulative=False), point=5.0).study
-    expected = report.study.by("restore")
-    top = set(found.by("restore").top(3))
-    assert len(top & set(expected.top(4))) >= 2
-    assert found.by("direct").checks["incompleteness"] < 1e-3
-
-
 def test_what_is_chosen_for_a_search_is_ranked_before_it(folder: Path) -> None:
     with open_workspace(SETTINGS, None, folder) as workspace:
         workspace = asking(workspace, prompts=4)

@@ -37,6 +37,12 @@ CONFIG = GradientConfig(prompts=4, batch_size=3, steps=4, prices=(1.0, 0.01, 3),
 
 
 @pytest.fixture
+def _no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid ends where it ends."""
+    monkeypatch.setattr("iconoclast_tl.search.gradient.FURTHER", 1)
+
+
+@pytest.fixture
 def source(llama: LoadedModel) -> Source:
     generator = torch.Generator().manual_seed(2)
     vectors = torch.nn.functional.normalize(torch.randn(4, 24, generator=generator), dim=-1)
@@ -121,6 +127,7 @@ def test_what_the_search_scored_is_what_the_edit_does(llama: LoadedModel, proxy:
     assert float(kl.mean()) == pytest.approx(point.proxy_kl, rel=1e-4)
 
 
+@pytest.mark.usefixtures("_no_further")
 def test_a_search_is_a_function_of_its_seed(llama: LoadedModel, rows: list[list[int]], source: Source) -> None:
     def trace(seed: int) -> list[dict[str, Any]]:
         found = run(fresh_proxy(llama, rows), "suppress", CONFIG, seed, all_families(source, llama))

@@ -122,7 +122,6 @@ def searched(options: dict[str, Any], out: Path) -> Edit:
     ("asked", "component", "kept"),
     [
         (["search.gradient.profile=head"], "attn_out", None),
-        (["search.gradient.profile=head", "search.top_k=3"], "attn_out", 3),
         (["search.top_k=2", "search.by=direct"], "attn_out", 2),
         (["search.gradient.profile=neuron", "search.top_k=5"], "mlp_out", 5),
         (["search.method=tpe", "search.n_trials=4", "search.n_startup_trials=4", "search.top_k=6"], "attn_out", 6),
