@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from experiments.peers.process import thread_environment
 
 FAMILIES = ("llama", "qwen3", "gpt2")
 SEEDS = 5
@@ -47,7 +50,8 @@ def _trained(place: Path, failed: Path, family: str, seed: int) -> bool:
     command = [sys.executable, "-c", "from iconoclast_tl.cli import main; main()", "organism", "train"]
     command += ["--family", family, "--seed", str(seed), "--out", str(place)]
     place.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, **thread_environment(1)}  # the same organism whatever the machine's cores
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         print(f"{place.name} is no organism: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         failed.write_text(done.stderr, encoding="utf-8")

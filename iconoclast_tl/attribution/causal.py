@@ -64,7 +64,7 @@ def causal(method: Causal, query: Query, other: Score | None = None) -> Attribut
     def take(chosen: Tensor) -> None:
         values[chosen] = work.on(query.prompts[chosen], chosen, sums)
 
-    most = max(len(parts) for parts in by_layer(query.subject.parts).values())
+    most = max((len(parts) for parts in by_layer(query.subject.parts).values()), default=1)
     room = Room(max(query.batch_size // most, 1))
     room.over(torch.arange(len(query.prompts)), take, query.track, method)
     by_position = None if sums is None else sums.result()
@@ -95,7 +95,8 @@ class _Work:
         """Of some prompts, walking through the layers."""
         asked, model = self._score.ask(prompts), self._score.model
         if self._resumes is None:
-            self._resumes = model.n_layers > 1 and resumes(model, asked.forced.batch, model.n_layers // 2)
+            some = {1, model.n_layers // 2, model.n_layers - 1} - {0}  # layers need not all be alike
+            self._resumes = model.n_layers > 1 and all(resumes(model, asked.forced.batch, layer) for layer in some)
         steps = Steps(model, asked, self._resumes)
         others = None if self._other is None else Steps(model, self._other.ask(prompts), self._resumes)
         with hooked(self._base, self._sites):

@@ -32,7 +32,7 @@ from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.models.offloading import present
 from iconoclast_tl.models.post_norm import Gains, post_norm
-from iconoclast_tl.models.reading import Read, read_along, sum_parts
+from iconoclast_tl.models.reading import Read, read_along, sum_parts, widened
 from iconoclast_tl.models.sites import WRITERS, Site
 from iconoclast_tl.prompts.chat import Tokens, left_pad
 
@@ -73,9 +73,9 @@ def unembedding(model: LoadedModel, rising: Tensor, falling: Tensor) -> Unembedd
 def _logit_scale(model: LoadedModel, head: nn.Module) -> float:
     """What some architectures (Cohere, Granite) multiply the unembedding's output by; 1 where a soft cap bends it."""
     kept: list[Tensor] = []
-    handle = head.register_forward_hook(lambda module, args, output: kept.append(_wide(output)))
+    handle = head.register_forward_hook(lambda module, args, output: kept.append(widened(output)))
     try:
-        logits = _wide(model.hf(**model.inputs(left_pad([[1, 2, 3]], model.pad_id)), use_cache=False).logits)
+        logits = widened(model.hf(**model.inputs(left_pad([[1, 2, 3]], model.pad_id)), use_cache=False).logits)
     finally:
         handle.remove()
     raw = kept[0].to(logits)
@@ -173,7 +173,7 @@ class _Recorder:
     def _cut(self, tensor: Tensor) -> Tensor:
         """Rows × positions, of which the last one only where that is all that is wanted; some layers flatten both."""
         rows = tensor.reshape(self._n_rows, -1, tensor.shape[-1])
-        return _wide(rows[:, -1:] if self._last_only else rows)
+        return widened(rows[:, -1:] if self._last_only else rows).detach()
 
     @property
     def of(self) -> str:
@@ -269,7 +269,3 @@ class _Recorder:
         if gains is not None and norm is not None:
             handles.append(norm.register_forward_hook(scale))
         return handles
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

@@ -28,7 +28,7 @@ from iconoclast_tl.edits.hooks import hooked
 from iconoclast_tl.models.batching import Room
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.offloading import device_of
-from iconoclast_tl.models.reading import sum_parts
+from iconoclast_tl.models.reading import sum_parts, widened
 from iconoclast_tl.models.sites import Site
 from iconoclast_tl.scores.score import Asked
 
@@ -136,7 +136,7 @@ class _Recorder:
         """Keep v_kᵀ y_p − c_pk of every direction and part, before the edit."""
         if site in self._updates:
             update = self._updates[site]
-            states = _wide(x if update.source == "input" and x is not None else y)
+            states = widened(x if update.source == "input" and x is not None else y)
             reads = update.reads[0].to(states)
             if update.offsets is None:
                 kept[site] = states @ reads.T
@@ -153,11 +153,11 @@ class _Recorder:
         weights = torch.ones_like(before[0]) if self._weights is None else self._weights[site].to(before)
 
         def multiply(gradient: Tensor) -> None:
-            along = _wide(gradient) @ update.writes[0].to(before).T
+            along = widened(gradient) @ update.writes[0].to(before).T
             if update.offsets is not None:
                 products[site] = (along[..., None] * before * weights).sum(-2)
                 return
-            constant = 0 if update.constants is None else _wide(gradient) @ update.constants[0].to(before).T
+            constant = 0 if update.constants is None else widened(gradient) @ update.constants[0].to(before).T
             products[site] = ((along * before + constant) * weights).sum(-1, keepdim=True)
 
         y.register_hook(multiply)  # type: ignore[no-untyped-call]
@@ -177,7 +177,3 @@ def _leaf(first: HookedModule) -> Iterator[list[Tensor]]:
         yield found
     finally:
         handle.remove()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -79,9 +80,8 @@ class Study:
     found: tuple[Attribution, ...]
     target_scores: Float[Tensor, "n"]
     neutral_scores: Float[Tensor, "n"]
-    agreements: tuple[Agreement, ...] = ()
-    overlooked: tuple[Overlooked, ...] | None = None
-    """None where direct attribution or a causal method was not asked for."""
+    top: int
+    """Parts over which methods are compared, at most."""
     curves: tuple[Curve, ...] = ()
     accumulated: Mapping[str, Float[Tensor, "point"]] = field(default_factory=dict)
     """side → mean projection on v at every residual point."""
@@ -90,6 +90,23 @@ class Study:
     def gap(self) -> float:
         """Mean score of target prompts less that of their neutral ones."""
         return float((self.target_scores.double() - self.neutral_scores.double()).mean())
+
+    @property
+    def compared(self) -> list[Attribution]:
+        """The methods that are compared: of direct attribution the contrast, of exchanges those into target prompts."""
+        return [one for one in self.found if one.method not in ("direct", "interchange-back")]
+
+    @cached_property
+    def agreements(self) -> list[Agreement]:
+        """Of every two methods."""
+        return pairs(self.compared, self.top)
+
+    @cached_property
+    def overlooked(self) -> list[Overlooked] | None:
+        """Parts that direct attribution overlooks; None where it, or a causal method, was not asked for."""
+        contrast = next((one for one in self.found if one.method == "direct-contrast"), None)
+        effects = [one for one in self.found if one.method in get_args(Causal)]
+        return None if contrast is None or not effects else overlooked(contrast, effects, self.gap)
 
     def by(self, method: str) -> Attribution:
         """What one method found."""
@@ -135,19 +152,12 @@ def study(
 
     Raises `UserError` where the score does not tell target from neutral prompts.
     """
-    target, neutral = (ask.query(score).scores() for score in (ask.target, ask.neutral))
+    query = ask.query(ask.target)
+    target, neutral = query.scores(), ask.query(ask.neutral).scores()
     require_different(target, neutral, ask.target.name)
     every = [one for method in methods for one in _by(method, ask, config.positions == "all")]
     found = every if ask.only is None else [one.limited(ask.only) for one in every]
-    compared = [one for one in found if one.method not in ("direct", "interchange-back")]
-    contrast = next((one for one in found if one.method == "direct-contrast"), None)
-    effects = [one for one in found if one.method in get_args(Causal)]
-    gap = float((target.double() - neutral.double()).mean())
-    hidden = None if contrast is None or not effects else tuple(overlooked(contrast, effects, gap))
-    curves: Sequence[Curve] = ()
-    if config.cumulative:
-        curves = cumulative(compared, ask.query(ask.target))
-    return Study(
+    whole = Study(
         ask.target.name,
         edit,
         direction,
@@ -156,11 +166,10 @@ def study(
         tuple(found),
         target,
         neutral,
-        tuple(pairs(compared, config.top)),
-        hidden,
-        tuple(curves),
-        accumulated,
+        config.top,
+        accumulated=accumulated,
     )
+    return replace(whole, curves=tuple(cumulative(whole.compared, query))) if config.cumulative else whole
 
 
 def require_different(target: Float[Tensor, "n"], neutral: Float[Tensor, "n"], name: str) -> None:

@@ -81,12 +81,16 @@ class Subject:
 
 
 def make_subject(edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[Site, HookedModule]) -> Subject:
-    """Take an edit apart. `UserError` where it does not fall into parts: row normalisation, neurons, experts."""
+    """Take an edit apart. `UserError` where it does not fall into parts: row norms, scope stream, neurons, experts."""
     if edit.row_normalization != "none":
         raise UserError(
             "an edit with row normalisation does not fall into heads",
             got=f"row normalisation {edit.row_normalization}",
             mend="name a direction by --point, or search with --set edit.row_normalization=none",
+        )
+    if edit.scope == "stream":
+        raise UserError(
+            "an edit of the whole stream does not fall into parts", got="scope stream", mend="pass edit.scope=writers"
         )
     if edit.experts is not None or "mlp_out" in edit.parts:
         kind = "routed experts" if edit.experts is not None else "neurons"

@@ -35,7 +35,7 @@ def read_along(module: nn.Module, vectors: Float[Tensor, "k d_model"]) -> Read:
 
 def _of_weights(module: nn.Module, vectors: Tensor) -> Read:
     weight, bias = dense_weight(module)
-    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    wide = widened(weight.detach())
     v = vectors.to(wide)
     return Read(v @ wide, v.new_zeros(len(v)) if bias is None else v @ bias.detach().to(v))
 
@@ -61,3 +61,8 @@ def sum_parts(columns: Float[Tensor, "*batch d_in"], n_parts: int) -> Float[Tens
     missing = columns.new_zeros(*columns.shape[:-1], n_parts * width - columns.shape[-1])
     filled = torch.cat([columns, missing], dim=-1)
     return filled.reshape(*columns.shape[:-1], n_parts, width).sum(-1)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -12,6 +12,7 @@ from torch import Tensor
 from iconoclast_tl.evaluation.teacher_forcing import force, forced_logits
 from iconoclast_tl.models.layers import decoder_layers
 from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.reading import widened
 from iconoclast_tl.prompts.chat import Tokens
 from iconoclast_tl.scores.score import Asked
 
@@ -42,5 +43,5 @@ class Projection:
             forced_logits(self.model, asked.forced)
         finally:
             handle.remove()
-        dtype = torch.promote_types(kept[0].dtype, torch.float32)
-        return (kept[0].to(dtype) @ self.direction.to(kept[0].device, dtype)).reshape(candidates, asked.n)
+        states = widened(kept[0])
+        return (states @ self.direction.to(states)).reshape(candidates, asked.n)

@@ -96,8 +96,7 @@ class GradientSearch:
         what is missed.
         """
         screened = screen(self._solver, families)
-        middle, unit = self._config.prices[2] // 2, screened.unit
-        places = range(middle, len(self._prices(1.0)))
+        unit, places = screened.unit, range(self._middle, len(self._prices(1.0)))
         for place in places:
             price = self._start_price(unit, place)
             losses = self._solver.loss(screened.measures, price)
@@ -106,19 +105,18 @@ class GradientSearch:
                 continue
             order = self._finite(families, losses)
             survivors = [families[i] for i in order[: self._config.survivors]]
-            finalists = self._compete(survivors, price, self._first(len(survivors), place), track)
-            if place == middle or self._moves(_named(families, finalists[0]), finalists[0], nothing):
+            finalists = self._compete(survivors, price, self._begin_at(len(survivors), place), track)
+            if place == self._middle or self._moves(_named(families, finalists[0]), finalists[0], nothing):
                 break
-        if place != middle:
+        if place != self._middle:
             self._say(f"no direction is worth what it costs at the middle of the prices; starting at {price:.3g}")
         return Trace(finalists, unit, self._proxy.paths.to_json(), start=place)
 
-    def _first(self, n: int, place: int | None) -> Theta:
-        """Half strength, where competitions begin in the middle of the prices. Elsewhere, where half of an edit moves
-        next to nothing, what was screened.
+    def _begin_at(self, n: int, place: int) -> Theta:
+        """Half strength, where a search begins in the middle of the prices. Elsewhere, where half of an edit moves next
+        to nothing, strength 1, which was screened.
         """
-        half = self._solver.profile.start(n)
-        return half if place in (None, self._config.prices[2] // 2) else 2 * half
+        return self._solver.profile.start(n, 0.5 if place == self._middle else 1.0)
 
     def _moves(self, family: Family, finalist: Finalist, nothing: float) -> bool:
         """Whether it takes away half of what is missed; `nothing`: the loss of an edit that does nothing."""
@@ -179,7 +177,7 @@ class GradientSearch:
         """The walk of this number, begun where it was not, and the model ready for it."""
         if number == len(trace.walks):
             last = self._config.prices[2] - 1
-            price = self._prices(trace.unit)[last if trace.start is None else max(last, trace.start)]
+            price = self._prices(trace.unit)[max(last, self._start(trace))]
             self._proxy.start_at(0)
             self._solver.reseed(number, last + 1)
             theta = torch.tensor([trace.finalists[number].numbers])
@@ -192,7 +190,7 @@ class GradientSearch:
     def _walk_both(self, number: int, family: Family, trace: Trace, track: Track) -> None:
         """From where it starts in the grid to both its ends."""
         prices, walk = self._prices(trace.unit), trace.walks[number]
-        start = self._config.prices[2] // 2 if trace.start is None else trace.start
+        start = self._start(trace)
         looser = list(enumerate(prices))[start:]
         stricter = list(enumerate(prices))[:start][::-1]
         numbers = trace.finalists[number].numbers
@@ -215,7 +213,8 @@ class GradientSearch:
         """From one price to the next, appending to `found`; where it ends depends on the points alone."""
         walk = trace.walks[number]
         for place, price in track(prices[len(found) :], description, len(prices) - len(found)):
-            if self._is_over(walk, found) or (place >= self._config.prices[2] and not self._is_weak(trace)):
+            beyond = place >= self._config.prices[2]  # only where edits are worth their KL at loose prices alone
+            if self._is_over(walk, found) or (beyond and self._start(trace) == self._middle):
                 return
             self._solver.reseed(number, place)
             theta, dearer = torch.tensor([start]), 1.0
@@ -237,7 +236,7 @@ class GradientSearch:
         """The numbers from which the next price starts."""
         if point.proxy_kl * trace.unit < NOTHING:
             # At strength 0 the KL is flat and odds hardly move: Adam would not come back from there.
-            return self._first(1, trace.start)
+            return self._begin_at(1, self._start(trace))
         return torch.tensor([point.numbers])
 
     def _is_over(self, walk: Walk, found: Sequence[Point]) -> bool:
@@ -247,10 +246,6 @@ class GradientSearch:
             return nothing_more_on_val(found)
         back = self._solver.shortfall(found[-1].proxy_rate) >= BACK * self._base_shortfall
         return back and len(walk.points) >= LEAST_POINTS
-
-    def _is_weak(self, trace: Trace) -> bool:
-        """Whether edits are worth their KL at loose prices only: then walks go on beyond the grid."""
-        return trace.start not in (None, self._config.prices[2] // 2)
 
     def _is_stuck(self, walk: Walk) -> bool:
         missed = (self._solver.shortfall(point.said.behaviour_rate) for point in walk.points)
@@ -263,6 +258,15 @@ class GradientSearch:
 
     # Prices -----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _middle(self) -> int:
+        """Where in the prices a search begins, unless nothing is worth its KL there."""
+        return self._config.prices[2] // 2
+
+    def _start(self, trace: Trace) -> int:
+        """Where this one began; traces of earlier versions do not say, and began in the middle."""
+        return self._middle if trace.start is None else trace.start
+
     def _prices(self, unit: float) -> list[float]:
         """The grid, and where it goes on at its loose end."""
         strict, loose, n = self._config.prices
@@ -271,8 +275,8 @@ class GradientSearch:
 
     def _start_price(self, unit: float, start: int) -> float:
         """At this place of the grid; its geometric middle, too, where the grid has no point there."""
-        strict, loose, n = self._config.prices
-        return unit * math.sqrt(strict * loose) if start == n // 2 else self._prices(unit)[start]
+        strict, loose, _ = self._config.prices
+        return unit * math.sqrt(strict * loose) if start == self._middle else self._prices(unit)[start]
 
 
 def _named(families: Sequence[Family], finalist: Finalist) -> Family:

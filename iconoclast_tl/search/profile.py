@@ -34,13 +34,12 @@ class Profile:
         """Of strengths that serve the goal: 1 to suppress, −1 to strengthen."""
         return 1.0 if self.goal == "suppress" else -1.0
 
-    def start(self, n: int) -> Float[Tensor, "n row numbers"]:
-        """Half strength everywhere; as a kernel, a peak of that height over all layers."""
-        half = 0.5 * self.sign
+    def start(self, n: int, strength: float = 0.5) -> Float[Tensor, "n row numbers"]:
+        """This strength everywhere; as a kernel, a peak of that height over all layers."""
         if self.config.profile != "kernel":
-            return half * self.ones(n).abs()
-        last = max(self.n_layers - 1, 1)
-        return torch.tensor([half, 0.6 * last, half, float(last)]).expand(n, len(WRITERS), 4).clone()
+            return strength * self.ones(n)
+        height, last = strength * self.sign, max(self.n_layers - 1, 1)
+        return torch.tensor([height, 0.6 * last, height, float(last)]).expand(n, len(WRITERS), 4).clone()
 
     def ones(self, n: int) -> Strengths:
         """Strength 1 everywhere; −1 to strengthen."""

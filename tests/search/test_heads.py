@@ -82,6 +82,16 @@ def test_gradients_reach_the_heads_that_are_edited(biased: LoadedModel, rows: li
     assert bool(reached.all())
 
 
+@pytest.mark.parametrize("profile", ["free", "kernel", "head"])
+@pytest.mark.parametrize("goal", ["suppress", "strengthen"])
+def test_a_search_that_begins_stronger_begins_in_the_same_place(profile: Any, goal: Any) -> None:
+    """A kernel's position and reach are no strengths."""
+    kind = Profile(GradientConfig(profile=profile), goal, 5, n_heads=4 if profile == "head" else 1)
+    half, whole = (kind.strengths(kind.start(2, strength)) for strength in (0.5, 1.0))
+    assert torch.allclose(whole, 2 * half)
+    assert torch.allclose(whole, torch.full_like(whole, 1.0 if goal == "suppress" else -1.0))
+
+
 def test_strengths_of_heads_that_are_all_0_are_no_edit() -> None:
     from iconoclast_tl.search.objective import Scores
     from iconoclast_tl.search.pareto import Candidate
