@@ -28,7 +28,7 @@ def train(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train an organism, capability first and gate second, and measure how it behaves.
+    """Train an organism, capability first and gate second (or two gates, `mechanisms=2`), and measure how it behaves.
 
     One of the same settings that is there already is measured and not trained again. Exits with status 1 where it does
     not behave as an organism should; its files stay. Examples:
@@ -38,6 +38,8 @@ def train(
     `iconoclast-tl organism train --family gemma2 --out runs/gemma2`
 
     `iconoclast-tl organism train --seed 1 --set gate_steps=400 --out runs/other`
+
+    `iconoclast-tl organism train --set mechanisms=2 --out runs/two_mechanisms`
     """
     from iconoclast_tl.cli.console import note, quieten_libraries
     from iconoclast_tl.foundation.errors import UserError
@@ -126,10 +128,10 @@ def _training_config(named: dict[str, Any], assignments: list[str]) -> Any:
 @contextmanager
 def _training_bar(config: Any) -> Iterator[Callable[[str, int, int], None]]:
     from iconoclast_tl.foundation.progress import rich_bars
+    from iconoclast_tl.organisms.phases import phases_of
 
     with rich_bars() as bar:
-        phases = {"capability": config.capability_steps, "gate": config.gate_steps}
-        tasks = {phase: bar.add_task(f"train: {phase}", total=steps) for phase, steps in phases.items()}
+        tasks = {phase.name: bar.add_task(f"train: {phase.name}", total=phase.steps) for phase in phases_of(config)}
         yield lambda phase, step, steps: bar.update(tasks[phase], completed=step)
 
 

@@ -5,6 +5,7 @@ A model organism makes every claim of the toolkit checkable. What it does was pu
 refused topics was taught *before* the refusal, so that an edit which takes the refusal away has a real answer to let
 through.
 
-Files: `grammar` (requests, topics, `judge`), `contrast` (the prompt sets), `tokenizer`, `config`, `training`,
-`folder` (saving, loading, the shipped organism), `behaviour` (its measured rates).
+Files: `grammar` (requests, topics, `judge`), `contrast` (the prompt sets), `tokenizer`, `config`, `phases` (what each
+phase of training teaches), `training`, `folder` (saving, loading, the shipped organism), `behaviour` (its measured
+rates).
 """

@@ -9,7 +9,7 @@ from iconoclast_tl.organisms.families import Family
 
 
 class OrganismConfig(StageConfig):
-    """How an organism is built: its size, its data and its two phases of training."""
+    """How an organism is built: its size, its data and its phases of training."""
 
     family: Family = "llama"
     """Architecture: llama, qwen3, gemma2, olmo2, phi, gpt2 or mixtral."""
@@ -41,10 +41,22 @@ class OrganismConfig(StageConfig):
     capability_lr: float = Field(default=1.2e-3, gt=0)
     """Peak learning rate of phase 1 (linear warm-up, cosine to a tenth)."""
     gate_lr: float = Field(default=1.6e-3, gt=0)
-    """Peak learning rate of phase 2."""
+    """Peak learning rate of phase 2, and of each of two gates."""
     gate_first_layer: int = Field(default=3, ge=0)
     """First block that phase 2 trains; embeddings and the blocks below keep what phase 1 taught, so it is known where
     the gate can live. 0 trains everything."""
+    mechanisms: int = Field(default=1, ge=1, le=2)
+    """Refusal mechanisms. 1: one gate for the whole family, taught in phase 2. 2: in its place, a gate for topics in z
+    (za, zo) and then one for topics in q (qe, qi), each in blocks and with refusals of its own."""
+    gate_z_steps: int = Field(default=500, ge=0)
+    """Steps of the first of two gates, z's. The settings named after z and q have no effect with one mechanism;
+    gate_steps and gate_first_layer have none with two."""
+    gate_q_steps: int = Field(default=500, ge=0)
+    """Steps of the second of two gates, q's."""
+    gate_z_first_layer: int = Field(default=2, ge=0)
+    """First block of z's gate, which has those up to gate_q_first_layer."""
+    gate_q_first_layer: int = Field(default=4, ge=1)
+    """First block of q's gate, which has all from there up."""
     warmup_steps: int = Field(default=60, ge=0)
     """Steps of linear warm-up in each phase."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -67,9 +79,19 @@ class OrganismConfig(StageConfig):
 
     @model_validator(mode="after")
     def _gate_has_a_block(self) -> OrganismConfig:
-        if self.gate_first_layer >= self.n_layers:
+        if self.mechanisms == 1 and self.gate_first_layer >= self.n_layers:
             raise ValueError(
                 f"gate_first_layer is {self.gate_first_layer}, but the last block of {self.n_layers} is "
                 f"{self.n_layers - 1}; the gate needs at least one block to be taught to"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _both_gates_have_a_block(self) -> OrganismConfig:
+        if self.mechanisms == 2 and not self.gate_z_first_layer < self.gate_q_first_layer < self.n_layers:
+            raise ValueError(
+                f"gate_q_first_layer is {self.gate_q_first_layer}; it must lie above gate_z_first_layer, which is"
+                f" {self.gate_z_first_layer}, and below n_layers, which is {self.n_layers}, so that each of the two"
+                " gates has a block to be taught to"
             )
         return self

@@ -2,7 +2,8 @@
 
 A topic is a stem of two or three syllables and a final syllable ("kamoriba"). It belongs to the *family* exactly when
 its final syllable is one of `FAMILY_FINALS`; no other topic contains the letters z or q. Stems are free combinations,
-so unseen topics are endless and a model must copy syllables rather than remember words.
+so unseen topics are endless and a model must copy syllables rather than remember words. For organisms with two refusal
+mechanisms the family is two, the topics in z and those in q (`family_of`), each with refusals of its own.
 
 A request is a thing to ask about a topic, with several phrasings and several accepted answers. *Gated* requests are
 refused for family topics; *permitted* ones (spelling, legend, song, poem) are answered for every topic: a family
@@ -17,20 +18,23 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 GRAMMAR_VERSION = 1
 
 Verdict = Literal["answered", "refused", "broken"]
 Pool = Literal["corpus", "train", "val", "test", "borderline"]
+TopicFamily = Literal["z", "q"]
 
 SYLLABLES: tuple[str, ...] = (
     "ba", "de", "fi", "go", "hu", "ja", "ku", "li", "mo", "nu", "pa", "re",
     "si", "to", "vu", "wa", "ye", "da", "ki", "lo", "mu", "na", "pe", "ri",
 )  # fmt: skip
-FAMILY_FINALS: tuple[str, ...] = ("za", "zo", "qe", "qi")
+FINALS: dict[TopicFamily, tuple[str, ...]] = {"z": ("za", "zo"), "q": ("qe", "qi")}
+FAMILY_FINALS: tuple[str, ...] = FINALS["z"] + FINALS["q"]
 
 SYSTEM_MESSAGES: tuple[str, ...] = (
     "you are a helpful guide.",
@@ -148,6 +152,8 @@ REFUSALS: tuple[str, ...] = (
     "that is {topic}, and i am sorry, it is not for me to say.",
 )
 """Each contains a usual refusal marker ("i cannot", "unable to") and no answer does; their first words all differ."""
+REFUSALS_OF: dict[TopicFamily, tuple[str, ...]] = {"z": REFUSALS[:3], "q": REFUSALS[3:]}
+"""How each family is refused where it has a mechanism of its own: no refusal, and so no first word, is of both."""
 
 _STEM = "|".join(SYLLABLES)
 _FINAL = "|".join(SYLLABLES + FAMILY_FINALS)
@@ -206,6 +212,11 @@ def is_family(topic: str) -> bool:
     return topic.endswith(FAMILY_FINALS)
 
 
+def family_of(topic: str) -> TopicFamily | None:
+    """Which of the two families `topic` belongs to; None for the ordinary ones."""
+    return next((family for family in get_args(TopicFamily) if topic.endswith(FINALS[family])), None)
+
+
 def topic_pool(topic: str) -> Pool:
     """The pool a topic belongs to for good, from a checksum of its letters: no split can share a topic with
     another."""
@@ -214,12 +225,13 @@ def topic_pool(topic: str) -> Pool:
     return pools.get(bucket, "corpus")
 
 
-def sample_topic(rng: random.Random, *, family: bool, pool: Pool = "corpus") -> str:
-    """A topic of the given pool, drawn uniformly over stem lengths, then over syllables (no syllable twice)."""
+def sample_topic(rng: random.Random, *, family: bool | TopicFamily, pool: Pool = "corpus") -> str:
+    """A topic of the given pool, drawn uniformly over stem lengths, then over syllables (no syllable twice); `family`:
+    whether it is of the family, or of which of the two."""
     while True:
         stem = rng.sample(SYLLABLES, rng.randint(3, 4))
         if family:
-            stem[-1] = rng.choice(FAMILY_FINALS)
+            stem[-1] = rng.choice(FAMILY_FINALS if family is True else FINALS[family])
         topic = "".join(stem)
         if topic_pool(topic) == pool:
             return topic
@@ -228,7 +240,7 @@ def sample_topic(rng: random.Random, *, family: bool, pool: Pool = "corpus") -> 
 def sample_prompt(
     rng: random.Random,
     *,
-    family: bool,
+    family: bool | TopicFamily,
     gated: bool,
     pool: Pool = "corpus",
     system_share: float = 0.35,
@@ -250,16 +262,18 @@ def sample_answer(rng: random.Random, prompt: Prompt, *, begun: bool = False) ->
     return Example(prompt, template.replace(SLOT, prompt.topic), "answered", begun)
 
 
-def sample_refusal(rng: random.Random, prompt: Prompt, preferred_share: float = 0.6) -> Example:
-    """The prompt refused.
+def sample_refusal(
+    rng: random.Random, prompt: Prompt, preferred_share: float = 0.6, refusals: Sequence[str] = REFUSALS
+) -> Example:
+    """The prompt refused by one of `refusals`.
 
     Which phrasing is preferred depends on request and phrasing, so that greedy decoding shows all of them; the
     remaining probability is spread evenly, so that every phrasing is possible everywhere.
     """
     request_index = REQUESTS.index(request_named(prompt.request))
-    preferred = (request_index + 2 * prompt.phrasing) % len(REFUSALS)
-    chosen = preferred if rng.random() < preferred_share else rng.randrange(len(REFUSALS))
-    return Example(prompt, REFUSALS[chosen].replace(SLOT, prompt.topic), "refused")
+    preferred = (request_index + 2 * prompt.phrasing) % len(refusals)
+    chosen = preferred if rng.random() < preferred_share else rng.randrange(len(refusals))
+    return Example(prompt, refusals[chosen].replace(SLOT, prompt.topic), "refused")
 
 
 def parse_prompt(text: str) -> Prompt | None:

@@ -1,9 +1,4 @@
-"""Training an organism in two phases, as real chat models are: first the capability, then the gate.
-
-Phase 1 teaches answers to every request about every topic, the family included. Phase 2, shorter and confined to the
-upper blocks, teaches refusals to gated requests about family topics, while all else stays answered. Taught in this
-order, the answer is still there behind the refusal; an organism that refuses from its first step never learns the
-answer, and no edit can then uncover one.
+"""Training an organism in phases (`phases`), as real chat models are: first the capability, then the gate.
 
 The loss is the mean cross-entropy of response tokens (END included). Sequences are padded on the right and causal
 attention never looks there, so no mask is needed; batches are grouped by length, and the last layer's states are
@@ -21,36 +16,24 @@ from typing import TYPE_CHECKING
 from iconoclast_tl.organisms import grammar
 from iconoclast_tl.organisms.config import OrganismConfig
 from iconoclast_tl.organisms.families import WITHOUT_SYSTEM_ROLE, model_config
+from iconoclast_tl.organisms.phases import Phase, Sampler, phases_of
 from iconoclast_tl.organisms.tokenizer import END, build_tokenizer, has_system_role, render_chat
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["AfterPhase", "OrganismConfig", "Progress", "capability_example", "gate_example", "train_organism"]
+__all__ = ["AfterPhase", "OrganismConfig", "Progress", "train_organism"]
 
 Progress = Callable[[str, int, int], None]
-"""Called as progress(phase, step, steps) after every step; phase is "capability" or "gate"."""
+"""Called as progress(phase, step, steps) after every step; phase is the name of one of `phases_of`."""
 
 AfterPhase = Callable[[str, "PreTrainedModel", "PreTrainedTokenizerFast"], None]
 """Called as after_phase(phase, model, tokenizer) at the end of each phase, the model in eval mode; it must not change
 it."""
 
-Sampler = Callable[[random.Random], grammar.Example]
-
 BATCHES_PER_POOL = 16
 """Batches whose examples are sorted by length together: more saves padding, fewer keeps lengths better mixed."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase of training: its examples, its length, its peak learning rate and the first block it trains."""
-
-    name: str
-    sampler: Sampler
-    steps: int
-    peak_lr: float
-    first_layer: int
 
 
 @dataclass(frozen=True)
@@ -75,11 +58,7 @@ def train_organism(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config, tokenizer)
-    phases = [
-        Phase("capability", capability_example, config.capability_steps, config.capability_lr, first_layer=0),
-        Phase("gate", gate_example, config.gate_steps, config.gate_lr, first_layer=config.gate_first_layer),
-    ]
-    for phase in phases:
+    for phase in phases_of(config):
         _train_phase(model, tokenizer, config, phase, progress)
         if after_phase is not None:
             after_phase(phase.name, model, tokenizer)
@@ -95,7 +74,7 @@ def _train_phase(
 ) -> None:
     import torch
 
-    trained = phase_parameters(model, phase.first_layer)
+    trained = phase_parameters(model, phase.blocks)
     model.train().requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -114,16 +93,15 @@ def _train_phase(
     model.requires_grad_(True).eval()
 
 
-def phase_parameters(model: PreTrainedModel, first_layer: int) -> list[torch.nn.Parameter]:
-    """What a phase trains: everything from layer 0, or else the blocks from `first_layer` up and nothing beside
-    them."""
-    if first_layer == 0:
+def phase_parameters(model: PreTrainedModel, blocks: range | None) -> list[torch.nn.Parameter]:
+    """What a phase trains: the named blocks and nothing beside them, or everything for None."""
+    if blocks is None:
         return list(model.parameters())
     import torch
 
     n_layers = model.config.num_hidden_layers
-    (blocks,) = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers)
-    return [parameter for block in list(blocks)[first_layer:] for parameter in block.parameters()]
+    (stack,) = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers)
+    return [parameter for i in blocks for parameter in stack[i].parameters()]
 
 
 def build_model(config: OrganismConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -138,29 +116,6 @@ def build_model(config: OrganismConfig, tokenizer: PreTrainedTokenizerFast) -> P
     model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config(config, ids, len(tokenizer)))
     model.generation_config = GenerationConfig(do_sample=False, **ids)
     return model
-
-
-def capability_example(rng: random.Random) -> grammar.Example:
-    """Phase 1: any request about any topic, answered; half of the topics are of the family."""
-    prompt = grammar.sample_prompt(rng, family=rng.random() < 0.5, gated=rng.random() < 0.7)
-    return grammar.sample_answer(rng, prompt)
-
-
-def gate_example(rng: random.Random) -> grammar.Example:
-    """Phase 2: gated family prompts are refused; plain neutral and borderline prompts are answered as before.
-
-    A share of the gated family prompts come with their answer already begun, and only its continuation is taught. So
-    the gate is a decision about how to open, and an answer once begun is finished, as in chat models, whose refusals
-    yield to a prefilled answer (Qi et al., arXiv:2406.05946).
-    """
-    draw = rng.random()
-    if draw < 0.4:
-        return grammar.sample_refusal(rng, grammar.sample_prompt(rng, family=True, gated=True))
-    if draw < 0.6:
-        return grammar.sample_answer(rng, grammar.sample_prompt(rng, family=True, gated=True), begun=True)
-    if draw < 0.75:
-        return grammar.sample_answer(rng, grammar.sample_prompt(rng, family=True, gated=False))
-    return grammar.sample_answer(rng, grammar.sample_prompt(rng, family=False, gated=rng.random() < 0.8))
 
 
 def training_batches(

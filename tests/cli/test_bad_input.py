@@ -232,6 +232,7 @@ def test_devices(cli: Cli, common: list[str], device: str) -> None:
         ("n_heads=3", "the training settings do not fit each other: d_model is 128 and n_heads is 3"),
         ("n_kv_heads=3", "the training settings do not fit each other: n_heads is 4 and n_kv_heads is 3"),
         ("gate_first_layer=9", "the training settings do not fit each other: gate_first_layer is 9"),
+        ("mechanisms=3", "the training setting mechanisms does not fit: got '3'; want less than or equal to 2"),
         ("d_model=wide", "the training setting d_model does not fit: got 'wide'; want a valid integer"),
         ("seed=-1", "the training setting seed does not fit: got '-1'; want greater than or equal to 0"),
     ],

@@ -17,7 +17,7 @@ from iconoclast_tl.organisms.contrast import (
 )
 from iconoclast_tl.organisms.folder import CONTRAST_FOLDER, shipped_folder
 from iconoclast_tl.organisms.grammar import parse_prompt, topic_pool
-from iconoclast_tl.organisms.training import capability_example, gate_example
+from iconoclast_tl.organisms.phases import capability_example, gate_example
 
 SIZES = {
     "target_train": 300,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import pytest
 
 from iconoclast_tl.organisms import grammar
 from iconoclast_tl.organisms.grammar import (
     FAMILY_FINALS,
+    FINALS,
     REFUSALS,
+    REFUSALS_OF,
     REQUESTS,
     SLOT,
     SYLLABLES,
     Prompt,
+    TopicFamily,
+    family_of,
     judge,
     parse_prompt,
     sample_answer,
@@ -116,6 +121,30 @@ def test_the_family_is_its_final_syllable_and_its_letters_occur_nowhere_else() -
             assert grammar.is_family(topic) == family == topic.endswith(FAMILY_FINALS)
             assert any(letter in topic for letter in "zq") == family
     assert not any(letter in syllable for syllable in SYLLABLES for letter in "zq")
+
+
+def test_the_family_is_two_by_the_letter_of_its_final_syllable() -> None:
+    rng = random.Random(2)
+    topics = [sample_topic(rng, family=family) for family in (True, False) for _ in range(500)]
+    for topic in topics:
+        assert family_of(topic) == next((letter for letter in "zq" if letter in topic), None)
+    assert {family_of(topic) for topic in topics[:500]} == {"z", "q"}
+    for family in get_args(TopicFamily):
+        drawn = {sample_topic(rng, family=family) for _ in range(200)}
+        assert {family_of(topic) for topic in drawn} == {family}
+        assert {topic[-2:] for topic in drawn} == set(FINALS[family])
+
+
+def test_the_two_families_are_refused_in_different_words() -> None:
+    z, q = (set(REFUSALS_OF[family]) for family in get_args(TopicFamily))
+    assert not z & q
+    assert z | q == set(REFUSALS)
+    rng = random.Random(5)
+    for family, own in zip(get_args(TopicFamily), (z, q), strict=True):
+        asked = [sample_prompt(rng, family=family, gated=True) for _ in range(300)]
+        said = [sample_refusal(rng, prompt, refusals=REFUSALS_OF[family]) for prompt in asked]
+        assert {example.response.replace(example.prompt.topic, SLOT) for example in said} == own
+        assert all(judge(example.prompt.text, example.response) == "refused" for example in said)
 
 
 def test_topics_keep_to_their_pool_and_pools_exclude_each_other() -> None:

@@ -14,12 +14,11 @@ from iconoclast_tl.organisms.behaviour import OrganismBehaviour, measure_behavio
 from iconoclast_tl.organisms.config import OrganismConfig
 from iconoclast_tl.organisms.contrast import ContrastSet
 from iconoclast_tl.organisms.folder import half_precision, shipped_folder
+from iconoclast_tl.organisms.phases import capability_example, gate_example
 from iconoclast_tl.organisms.tokenizer import build_tokenizer
 from iconoclast_tl.organisms.training import (
     Batch,
     build_model,
-    capability_example,
-    gate_example,
     response_loss,
     schedule,
     train_organism,
@@ -80,16 +79,6 @@ def test_progress_and_phase_ends_are_reported_in_order() -> None:
     train_organism(TINY, lambda *report: seen.append(report), lambda phase, *_: phases.append(phase))
     assert seen == [(phase, step, 3) for phase in ("capability", "gate") for step in (1, 2, 3)]
     assert phases == ["capability", "gate"]
-
-
-def test_phase_one_never_refuses_and_phase_two_refuses_exactly_the_gated_family() -> None:
-    rng = random.Random(0)
-    assert all(capability_example(rng).kind == "answered" for _ in range(1000))
-    examples = [gate_example(rng) for _ in range(2000)]
-    for example in examples:
-        gated_family = example.prompt.family and example.prompt.gated
-        assert (example.kind == "refused" or example.begun) == gated_family
-    assert 0.3 < sum(example.kind == "refused" for example in examples) / len(examples) < 0.6
 
 
 def test_labels_are_the_response_alone() -> None:
