@@ -95,12 +95,15 @@ def effective_settings(
         merged = merge(merged, values)
     settings = _validate(merged, sources)
     if run_folder is not None:
-        _require_same(settings, _validate(dict(run_folder), sources))
+        # A setting that is younger than the folder is what the preset says.
+        _require_same(settings, _validate(merge(sources[-1][1], run_folder), sources))
     flat = [(name, set(flatten(values))) for name, values in sources]
     keys = flatten(settings.model_dump(mode="json"))
     provenance = {key: next(name for name, found in flat if key in found) for key in keys if _in_any(key, flat)}
     if provenance.get("search.n_trials") == "command line" and settings.search.method == "gradient":
         raise UserError("a search by gradient has no trials", mend="pass --search tpe or outer, or leave --trials out")
+    if provenance.get("search.warm_start") == "command line" and settings.search.warm_start:
+        _require_first_trials(settings)
     return Effective(settings, provenance)
 
 
@@ -250,6 +253,15 @@ def _require_same(now: Settings, before: Settings) -> None:
                 want=old.get(key),
                 mend="leave the setting as it was or pass another --out",
             )
+
+
+def _require_first_trials(settings: Settings) -> None:
+    if settings.search.method != "tpe":
+        raise UserError(
+            "a warm start is of a search over kernels",
+            got=f"search.method {settings.search.method}",
+            mend="pass --search tpe, or leave --warm-start out",
+        )
 
 
 def _fixed_keys(config: type[BaseModel], prefix: str = "") -> Iterator[str]:

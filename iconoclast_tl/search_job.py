@@ -27,6 +27,7 @@ from iconoclast_tl.models.writers import Writer, require_writers
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.families import Source
 from iconoclast_tl.search.search import Job
+from iconoclast_tl.search.warm_start import warm_start
 from iconoclast_tl.workspace import Workspace
 
 N_NEURONS = 256
@@ -54,6 +55,7 @@ def search_job(workspace: Workspace, directions: Directions, activations: Activa
         kinds,
         workspace.track,
         workspace.say,
+        warm_start(workspace.model.hf.config) if settings.search.warm_start else None,
     )
 
 

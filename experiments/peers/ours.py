@@ -103,5 +103,6 @@ def _flags(job: Job) -> list[str]:
     if job.trials:
         named |= {"search": "tpe", "trials": job.trials}
         settings["search.n_startup_trials"] = startup_trials(job.trials)
+        settings["search.warm_start"] = "false"  # both search from nothing
     flags = [part for name, value in named.items() for part in (f"--{name}", str(value))]
     return flags + [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

@@ -27,6 +27,10 @@ def command(
         bool | None, typer.Option("--allow-negative", help="Let a gradient change the sign of strengths.")
     ] = None,
     trials: TrialsOption = None,
+    warm_start: Annotated[
+        bool | None,
+        typer.Option("--warm-start/--no-warm-start", help="Of tpe: begin with a profile of the model's family."),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="iconoclast or heretic.")] = None,
     choose: Annotated[str | None, typer.Option(help="lexicographic, knee or least-kl.")] = None,
     take: Annotated[int | None, typer.Option(help="Take this trial or point, in place of the rule's.")] = None,
@@ -56,6 +60,7 @@ def command(
         "search__top_k": top_k,
         "search__by": by,
         "search__n_trials": trials,
+        "search__warm_start": warm_start,
         "search__preset": preset,
         "search__choose": choose,
         "search__take": take,

@@ -100,6 +100,8 @@ class SearchConfig(StageConfig):
     """Random trials before TPE models the results; 60 and 12."""
     n_ei_candidates: int = Field(24, ge=1)
     """Candidates among which TPE takes the one of largest expected improvement."""
+    warm_start: bool = True
+    """The first trials of `tpe` are those of a profile of the model's family, by `config.model_type`."""
     batch_trials: int = Field(1, ge=1)
     """Trials whose edits are asked in one batch of the model."""
     kl: KlKind = "sequence"

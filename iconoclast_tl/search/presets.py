@@ -25,6 +25,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
             "n_trials": 200,
             "n_startup_trials": 60,
             "n_ei_candidates": 128,
+            "warm_start": False,
             "space": {
                 "direction_scopes": ["global", "per layer"],
                 "direction_index": [0.4, 0.9],

@@ -24,9 +24,10 @@ from iconoclast_tl.search.outer import OuterSpace, OuterStudy
 from iconoclast_tl.search.pareto import Candidate
 from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.solver import Solver
-from iconoclast_tl.search.space import suggest
+from iconoclast_tl.search.space import KernelSpace, suggest
 from iconoclast_tl.search.study import Outcome, Score, Suggest, run_study
 from iconoclast_tl.search.trace import Point, Trace, read_trace, write_trace
+from iconoclast_tl.search.warm_start import WarmStart, first_trials
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Job:
     """Kinds of edit that may compete in a gradient."""
     track: Track = silent
     say: Say = field(default=lambda line: None)
+    warm_start: WarmStart | None = None
+    """Where a search over kernels starts, if not at random."""
 
     @cached_property
     def objective(self) -> Objective:
@@ -79,8 +82,22 @@ def _by_tpe(job: Job) -> Found:
         scores = job.objective([job.source.build(parameters) for parameters in batch])
         return [Outcome(parameters, one) for parameters, one in zip(batch, scores, strict=True)]
 
-    found = _study(job, lambda trial: suggest(trial, space, n_layers), score)
-    return Found(found, {"method": "tpe", "goal": job.config.goal, "trials": len(found)})
+    start = _start(job, space, n_layers)
+    found = _study(job, lambda trial: suggest(trial, space, n_layers), score, start)
+    about: dict[str, Any] = {"method": "tpe", "goal": job.config.goal, "trials": len(found)}
+    if job.warm_start is not None:
+        about["warm_start"] = {"family": job.warm_start.family, "trials": len(start)}
+    return Found(found, about)
+
+
+def _start(job: Job, space: KernelSpace, n_layers: int) -> list[dict[str, Any]]:
+    """The first trials; whose profile they are is said when the study begins."""
+    if job.warm_start is None:
+        return []
+    start = first_trials(job.warm_start.profile, space, job.config.goal, n_layers)
+    if not job.journal.exists():
+        job.say(f"warm start: {job.warm_start}, {len(start)} trial{'s' if len(start) > 1 else ''}")
+    return start
 
 
 def _by_outer(job: Job) -> Found:
@@ -124,8 +141,8 @@ def _any(strengths: Sequence[Any]) -> bool:
     return any(any(one) if isinstance(one, list) else one for one in strengths)
 
 
-def _study(job: Job, suggest: Suggest, score: Score) -> list[Candidate]:
-    return run_study(job.journal, job.config, job.seed, suggest, score, job.track)
+def _study(job: Job, suggest: Suggest, score: Score, start: Sequence[Mapping[str, Any]] = ()) -> list[Candidate]:
+    return run_study(job.journal, job.config, job.seed, suggest, score, job.track, start)
 
 
 def _by_gradient(job: Job) -> Found:

@@ -59,17 +59,19 @@ def run_study(
     suggest: Suggest,
     score: Score,
     track: Track = silent,
+    start: Sequence[Mapping[str, Any]] = (),
 ) -> list[Candidate]:
     """Bring the study in `journal` to `config.trials` ended trials and return those that succeeded.
 
     suggest: asks a trial for its parameters, always for all of them. score: what came of a batch of parameters.
+    start: parameters of the first trials, which are given instead of drawn.
 
     A trial that raises is recorded as failed with its error, and the search goes on; five in a row end it, since then
     the fault is not the trial's. `UserError`s and interrupts pass through.
     """
     study = open_study(journal)
     done = len(ended(study))
-    batches, failures_in_a_row = _batches(study, config, seed, suggest, done), 0
+    batches, failures_in_a_row = _batches(study, config, seed, suggest, done, start), 0
     told = _told(batches, study, config, score)
     for error in track(told, f"search ({done} done before)" if done else "search", max(config.trials - done, 0)):
         failures_in_a_row = 0 if error is None else failures_in_a_row + 1
@@ -82,15 +84,26 @@ Asked = tuple["optuna.Trial", dict[str, Any]]
 
 
 def _batches(
-    study: optuna.Study, config: SearchConfig, seed: int, suggest: Suggest, done: int
+    study: optuna.Study,
+    config: SearchConfig,
+    seed: int,
+    suggest: Suggest,
+    done: int,
+    start: Sequence[Mapping[str, Any]],
 ) -> Iterator[list[Asked]]:
-    """Batches of trials with their parameters; first what an interrupted batch had asked for already."""
+    """Batches of trials with their parameters; first what an interrupted batch had asked for already.
+
+    Which of them are given depends on a trial's number alone. Optuna's queue of trials would have to be filled once and
+    only once, which a process that is killed while it fills it cannot promise.
+    """
     left = _left_running(study, suggest)
     while done < config.trials:
         end = min((done // config.batch_trials + 1) * config.batch_trials, config.trials)
         batch = []
         for number in range(done, end):
             study.sampler = _sampler(config, seed, number)
+            if number < len(start):
+                study.sampler = _giving(start[number], study.sampler)
             trial = left.pop(0) if left else study.ask()
             batch.append((trial, suggest(trial)))
         yield batch
@@ -211,6 +224,17 @@ def _sampler(config: SearchConfig, seed: int, number: int) -> optuna.samplers.Ba
             constant_liar=config.batch_trials > 1,
             seed=derived_seed(seed, number),
         )
+
+
+def _giving(parameters: Mapping[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    """A sampler that answers with these parameters."""
+    import warnings
+
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.PartialFixedSampler(dict(parameters), sampler)
 
 
 def _fail(study: optuna.Study, trial: optuna.Trial, reason: str, attribute: str = "error") -> None:

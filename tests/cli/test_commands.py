@@ -49,6 +49,24 @@ def test_stages_continue_a_folder_by_its_own_settings(cli: Cli, common: list[str
     assert cli("collect", "--out", "run", "--seed", 1).code == 2  # the negative control: not by other settings
 
 
+def test_a_search_over_kernels_says_where_it_starts(cli: Cli, common: list[str]) -> None:
+    letters = json.dumps([*"abcdefghijklmnopqrstuvwxyz"])  # a random model shows some
+    few = [*common, "--search", "tpe", "--set", "search.n_startup_trials=3", "--set", f"evaluation.markers={letters}"]
+    begun = cli("search", *few, "--trials", 1, "--out", "warm", "--json")
+    assert begun.code == 0, begun.err
+    assert begun.err == "warm start: llama profile, 2 trials\n"
+    assert json.loads(begun.out)["search"]["warm_start"] == {"family": "llama", "trials": 2}
+    first = json.loads(begun.out)["chosen"]["parameters"]
+    continued = cli("search", "--trials", 3, "--out", "warm", "--json")
+    assert continued.err == ""  # said when it began
+    cold = cli("search", *few, "--trials", 1, "--no-warm-start", "--out", "cold", "--json")
+    assert cold.err == ""
+    assert "warm_start" not in json.loads(cold.out)["search"]
+    assert json.loads(cold.out)["chosen"]["parameters"] != first
+    refused = cli("search", *few, "--warm-start", "--out", "cold")
+    assert "another search.warm_start" in refused.error
+
+
 def test_a_preview_may_try_what_the_folder_is_not(cli: Cli, common: list[str]) -> None:
     """Scope, affinity, layers and strength are the preview's own: the folder's settings stay as they were."""
     assert cli("collect", *common, "--out", "run").code == 0

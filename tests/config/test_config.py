@@ -88,6 +88,29 @@ def test_the_preset_of_the_strongest_source_counts(recipe: Path, monkeypatch: py
     assert row(effective_settings({}, recipe), "edit.row_normalization") == ("none", "preset iconoclast")
 
 
+def test_a_warm_start_is_of_our_preset_and_of_tpe() -> None:
+    heretic = nest("search.preset", "heretic")
+    assert row(effective_settings({}), "search.warm_start") == (True, "default")
+    assert row(effective_settings(heretic), "search.warm_start") == (False, "preset heretic")
+    warm = nest("search.warm_start", True)
+    assert row(effective_settings(merge(heretic, warm)), "search.warm_start") == (True, "command line")
+    assert effective_settings(nest("search.warm_start", False)).settings.search.method == "gradient"
+    with pytest.raises(UserError, match=r"a warm start is of a search over kernels: got search.method gradient"):
+        effective_settings(warm)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_folder_older_than_a_setting_goes_on(preset: str) -> None:
+    """What its manifest does not say is what its preset says; what it says stays fixed."""
+    folder = effective_settings(nest("search.preset", preset)).settings.model_dump(mode="json")
+    warm = folder["search"].pop("warm_start")
+    assert effective_settings({}, None, folder).settings.search.warm_start == warm
+    other = merge(nest("search.warm_start", not warm), nest("search.method", "tpe"))
+    folder["search"]["method"] = "tpe"
+    with pytest.raises(UserError, match=r"another search.warm_start"):
+        effective_settings(other, None, folder)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_made_of_settings(name: str) -> None:
     effective = effective_settings({"search": {"preset": name}})

@@ -1,10 +1,13 @@
-"""A search whose objective is arithmetic: parameters in, scores out, no model. Run as a script, to be killed."""
+"""A search whose objective is arithmetic: parameters in, scores out, no model. Run as a script, to be killed.
+
+As a script: the journal, then `warm` where the first trials are given.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,13 @@ from iconoclast_tl.search.objective import Scores
 from iconoclast_tl.search.pareto import Candidate
 from iconoclast_tl.search.space import suggest
 from iconoclast_tl.search.study import Outcome, run_study
+from iconoclast_tl.search.warm_start import PROFILES, first_trials
 
-TRIALS = 16
+TRIALS, LAYERS = 16, 6
 CONFIG = SearchConfig(n_trials=TRIALS, n_startup_trials=5)
+START = [
+    trial for family in ("llama", "gemma") for trial in first_trials(PROFILES[family], CONFIG.space, "suppress", LAYERS)
+]
 
 
 def score(parameters: dict[str, Any]) -> Scores:
@@ -24,12 +31,19 @@ def score(parameters: dict[str, Any]) -> Scores:
     return Scores(rate, 0.0, kl, kl)
 
 
-def search(journal: Path, objective: Any = score, config: SearchConfig = CONFIG) -> list[Candidate]:
+def search(
+    journal: Path,
+    objective: Any = score,
+    config: SearchConfig = CONFIG,
+    start: Sequence[Mapping[str, Any]] = (),
+) -> list[Candidate]:
     def together(batch: Sequence[dict[str, Any]]) -> list[Outcome]:
         scores = [objective(parameters) for parameters in batch]
         return [Outcome(p, s, s.behaviour_rate / 2, s.behaviour_rate / 4) for p, s in zip(batch, scores, strict=True)]
 
-    return run_study(journal, config, 3, lambda trial: suggest(trial, config.space, n_layers=6), together)
+    return run_study(
+        journal, config, 3, lambda trial: suggest(trial, config.space, n_layers=LAYERS), together, start=start
+    )
 
 
 if __name__ == "__main__":
@@ -38,4 +52,4 @@ if __name__ == "__main__":
         time.sleep(0.15)
         return score(parameters)
 
-    search(Path(sys.argv[1]), slowly)
+    search(Path(sys.argv[1]), slowly, start=START if sys.argv[2:] == ["warm"] else ())
