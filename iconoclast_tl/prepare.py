@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from iconoclast_tl.activations.collect import LastPosition, collect_last_position
-from iconoclast_tl.activations.store import CONTENT, Activations, activation_key, load_activations, save_activations
+from iconoclast_tl.activations.collect import AtWriters, collect_residuals
+from iconoclast_tl.activations.positions import n_unlike
+from iconoclast_tl.activations.store import (
+    CONTENT,
+    Activations,
+    activation_key,
+    add_means,
+    keep_in,
+    load_activations,
+    streamed_activations,
+)
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
 from iconoclast_tl.directions.estimate import estimate_directions
 from iconoclast_tl.directions.separation import separation
@@ -25,27 +33,38 @@ from iconoclast_tl.workspace import Workspace
 
 
 def collect(workspace: Workspace) -> Activations:
-    """Last-token residuals of train and val prompts, and the writers' neutral means; kept in the run folder."""
-    key = _activation_key(workspace)
-    found = load_activations(workspace.folder.activations, key)
-    if found is not None:
-        return found
-    with workspace.timed("collect"):
-        twin = _twin(workspace)
-        contrast, parts = workspace.contrast, {}
-        for side, splits in (("target", contrast.target), ("neutral", contrast.neutral)):
-            for split, prompts in (("train", splits.train), ("val", splits.val)):
-                parts[side, split] = collect_last_position(
-                    workspace.model,
-                    twin,
-                    workspace.questions(prompts).rows,
-                    workspace.rows_at_once(workspace.settings.activations.batch_size),
-                    workspace.track,
-                    f"collect {side} {split}",
-                )
-        activations = _activations(parts)
-        save_activations(workspace.folder.activations, activations, key)
-    return activations
+    """Residuals of train and val prompts at their last tokens, and the writers' means; kept in the run folder."""
+    path, key = workspace.folder.activations, _activation_key(workspace)
+    found = load_activations(path, key)
+    if found is None:
+        with workspace.timed("collect"):
+            _collect_into(path, key, workspace)
+        found = load_activations(path, key)
+    if found is None:
+        raise RuntimeError(f"{path} was written and is not there")
+    return found
+
+
+def _collect_into(path: Path, key: str, workspace: Workspace) -> None:
+    """Stream the activations into their file. Interrupted, it leaves what was there and starts again next time."""
+    model, contrast, positions = workspace.model, workspace.contrast, workspace.positions
+    sides = {"target": contrast.target, "neutral": contrast.neutral}
+    prompts = {f"{side}_{split}": getattr(sides[side], split) for side in sides for split in ("train", "val")}
+    rows = {name: workspace.questions(some).rows for name, some in prompts.items()}
+    if unlike := sum(n_unlike(some, positions, workspace.chat) for some in rows.values()):
+        workspace.say(f"{unlike} prompts end in other tokens than the template's at positions {positions[-1]} to -1")
+    twin = _twin(workspace)
+    batch_size = workspace.rows_at_once(workspace.settings.activations.batch_size)
+    sizes = {name: len(some) for name, some in rows.items()}
+    found: dict[str, AtWriters] = {}
+    with streamed_activations(path, sizes, len(positions), model.n_layers + 1, model.d_model, key) as stream:
+        for name, some in rows.items():
+            keep, what = keep_in(stream, name), f"collect {name.replace('_', ' ')}"
+            found[name] = collect_residuals(model, twin, some, keep, len(positions), batch_size, workspace.track, what)
+        target, neutral = found["target_train"], found["neutral_train"]
+        means = {"neutral_writes": neutral.writes, "neutral_reads": neutral.reads, "target_reads": target.reads}
+        for name, stats in means.items():
+            add_means(stream, name, {component: one.mean for component, one in stats.items()})
 
 
 def _twin(workspace: Workspace) -> Twin | None:
@@ -59,24 +78,13 @@ def _twin(workspace: Workspace) -> Twin | None:
     return None
 
 
-def _activations(parts: Mapping[tuple[str, str], LastPosition]) -> Activations:
-    return Activations(
-        parts["target", "train"].residuals,
-        parts["neutral", "train"].residuals,
-        parts["target", "val"].residuals,
-        parts["neutral", "val"].residuals,
-        {component: stats.mean for component, stats in parts["neutral", "train"].writes.items()},
-        {component: stats.mean for component, stats in parts["neutral", "train"].reads.items()},
-        {component: stats.mean for component, stats in parts["target", "train"].reads.items()},
-    )
-
-
 def _activation_key(workspace: Workspace) -> str:
     return activation_key(
         model=workspace.model.fingerprint,
         dtype=workspace.model.dtype,
         quantization=workspace.settings.model.quantization,
         tokens=workspace.tokens_digest,
+        positions=workspace.positions,
         kept=CONTENT,
     )
 

@@ -1,7 +1,7 @@
 """The run folder: which files a run writes, its manifest, and who may write to it.
 
 manifest.json             versions, seed, effective settings, prompt digests, timings
-activations.safetensors   residuals of train and val prompts, neutral means of the writers
+activations.safetensors   residuals of train and val prompts at their last tokens, means of the writers
 directions.safetensors    one unit direction per residual point
 preview.json              the ablation preview before the search
 trace.json                a search by gradient, point by point

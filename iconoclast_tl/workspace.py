@@ -15,6 +15,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.activations.positions import positions_of
 from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.config import Effective, Nested, Settings, effective_settings
 from iconoclast_tl.directions.directions import load_directions
@@ -62,6 +63,11 @@ class Workspace:
         """How prompts become tokens."""
         prompts = self.settings.prompts
         return ChatFormat(self.model.tokenizer, prompts.system, prompts.raw_prompts)
+
+    @cached_property
+    def positions(self) -> tuple[int, ...]:
+        """Where residuals are collected, from the prompt's last token back."""
+        return positions_of(self.settings.activations.positions, self.chat)
 
     @cached_property
     def sites(self) -> dict[Site, HookedModule]:
@@ -196,7 +202,7 @@ def open_workspace(
         tell(note)
     workspace = Workspace(settings, folder, model, contrast, judge if is_judged(place, settings) else None, track, tell)
     _ = workspace.tokens_digest  # every prompt must render and fit the context before anything is computed
-    _ = workspace.experts, workspace.parts  # those that are named must be there
+    _ = workspace.experts, workspace.parts, workspace.positions  # those that are named must be there
     if is_offloaded(model.hf) and settings.search.method != "tpe":
         tell("weights are offloaded: a gradient holds those of all layers until it is done; --search tpe does not")
     if settings.directions.file is not None:

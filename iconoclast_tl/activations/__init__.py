@@ -1,1 +1,1 @@
-"""Activations: what the residual stream and the writers hold at each prompt's last token."""
+"""Activations: what the residual stream and the writers hold at each prompt's last tokens."""

@@ -1,12 +1,13 @@
-"""Collect the residual stream at each prompt's last token, at all L+1 residual points.
+"""Collect the residual stream at each prompt's last tokens, at all L+1 residual points.
 
 Points 0…L−1 are `resid_pre` of the layers; point L is the last layer's `resid_post`, *before* the final norm (Hugging
-Face's last hidden state is after it and is no residual). The same pass takes what the writers write there, whose mean
-over neutral prompts is the centre of affine edits.
+Face's last hidden state is after it and is no residual). The same pass takes what the writers write at the last token,
+whose mean over neutral prompts is the centre of affine edits.
 
 Read through hooks on the Hugging Face modules, under TransformerLens' names, or through TransformerLens'
-`run_with_cache` with a names filter and the last position only, so that no activation is kept whole. Both are equal;
-importing and wrapping takes TransformerLens some seconds.
+`run_with_cache` with a names filter and the last positions only, so that no activation is kept whole. Both are equal;
+importing and wrapping takes TransformerLens some seconds. Residuals are handed on batch by batch, and of the rest only
+statistics are kept: memory does not grow with the number of prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from iconoclast_tl.activations.statistics import ActivationStats, ResidualStats
@@ -41,6 +43,19 @@ class ActivationConfig(StageConfig):
     """Prompts in one forward pass, `auto`: as memory has room for (measured). Halved by itself where it runs out."""
     through: Annotated[Literal["modules", "bridge"], Changeable] = "modules"
     """Read hook points on the Hugging Face modules, or on a TransformerLens bridge (seconds slower to start; equal)."""
+    positions: Annotated[Annotated[int, Field(ge=1)] | Literal["template"], Changeable] = 1
+    """Keep residuals at the last so many tokens of every prompt, of those that the chat template writes after the
+    instruction; `template`: at all of those."""
+
+
+@dataclass(frozen=True)
+class AtWriters:
+    """Statistics of what the writers do at the last token of n prompts."""
+
+    writes: dict[Component, ActivationStats]
+    """Statistics `layer d_model` of what each writer component writes, if it is known what does."""
+    reads: dict[Component, ActivationStats]
+    """Statistics `layer d_in` of what its linears read, where it has one of the same width in every layer."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +65,14 @@ class LastPosition:
     residuals: Float[Tensor, "n point d_model"]
     """float32, in the order of the prompts."""
     writes: dict[Component, ActivationStats]
-    """Statistics `layer d_model` of what each writer component writes, if it is known what does."""
+    """As in `AtWriters`."""
     reads: dict[Component, ActivationStats]
-    """Statistics `layer d_in` of what its linears read, where it has one of the same width in every layer."""
 
 
-Read = Callable[[TokenBatch], dict[str, Float[Tensor, "batch d_model"]]]
-"""Reads one batch: TransformerLens hook name → activation at the last position."""
+Keep = Callable[[Sequence[int], Float[Tensor, "batch position point d_model"]], None]
+"""Takes the residuals of one batch, float32, and where its rows stood; the first position is −1, the next −2."""
+Read = Callable[[TokenBatch], dict[str, Float[Tensor, "batch *position d_model"]]]
+"""Reads one batch: TransformerLens hook name → activation at the last positions (residual points), or the last one."""
 
 
 def collect_last_position(
@@ -67,24 +83,45 @@ def collect_last_position(
     track: Track = silent,
     description: str = "collect",
 ) -> LastPosition:
-    """Read all residual points and writers at the last position of `rows`.
+    """Read all residual points and writers at the last position of `rows`, into memory; see `collect_residuals`."""
+    residuals = torch.empty(len(rows), model.n_layers + 1, model.d_model)
 
-    Through the twin's hook points where there is one, else through hooks on the Hugging Face modules. Raises
-    `UserError` that names the layer where an activation is not finite.
+    def keep(where: Sequence[int], found: Tensor) -> None:
+        residuals[list(where)] = found[:, 0]
+
+    found = collect_residuals(model, twin, rows, keep, 1, batch_size, track, description)
+    return LastPosition(residuals, found.writes, found.reads)
+
+
+def collect_residuals(
+    model: LoadedModel,
+    twin: Twin | None,
+    rows: Sequence[Tokens],
+    keep: Keep,
+    n_positions: int,
+    batch_size: int,
+    track: Track = silent,
+    description: str = "collect",
+) -> AtWriters:
+    """Read all residual points at the last `n_positions` of `rows`, and the writers at the last one.
+
+    Residuals go to `keep` batch by batch, in any order (a batch again where memory ran out in it). Through the twin's
+    hook points where there is one, else through hooks on the Hugging Face modules. Raises `UserError` that names the
+    layer where an activation is not finite, and for a prompt that is shorter than the positions.
     """
+    _require_length(rows, n_positions)
     n_layers = model.n_layers
     points = residual_hook_names(n_layers)
-    residuals = torch.empty(len(rows), len(points), model.d_model)
     sites = {c: [hook_name(Site(layer, c)) for layer in range(n_layers)] for c in _known(model)}
     read_names = {c: [read_hook_name(Site(layer, c)) for layer in range(n_layers)] for c in sites}
     writes: dict[Component, ResidualStats] = {component: ResidualStats() for component in sites}
     reads: dict[Component, ResidualStats] = {component: ResidualStats() for component in sites}
-    read = _bridge_reader(model, twin.bridge) if twin is not None else _module_reader(model)
+    read = _bridge_reader(model, twin.bridge, n_positions) if twin is not None else _module_reader(model, n_positions)
 
     def take(batch: TokenBatch) -> None:
         found = {name: tensor.cpu() for name, tensor in read(batch).items()}  # layers may lie on several devices
         _require_finite(found)
-        residuals[list(batch.rows)] = torch.stack([found[name].float() for name in points], dim=1)
+        keep(batch.rows, torch.stack([found[name].float() for name in points], dim=2))
         for component, names in sites.items():
             writes[component].update(torch.stack([found[name] for name in names], dim=1))
             inputs = [found[name] for name in read_names[component] if name in found]
@@ -92,15 +129,15 @@ def collect_last_position(
                 reads[component].update(torch.stack(inputs, dim=1))
 
     over_batches(take, rows, model.pad_id, batch_size, track, description)
-    return LastPosition(
-        residuals,
+    return AtWriters(
         {component: stats.stats() for component, stats in writes.items()},
         {component: stats.stats() for component, stats in reads.items() if stats.n},
     )
 
 
-def _bridge_reader(model: LoadedModel, bridge: Any) -> Read:
-    names = {*residual_hook_names(model.n_layers)}
+def _bridge_reader(model: LoadedModel, bridge: Any, n_positions: int) -> Read:
+    points = {*residual_hook_names(model.n_layers)}
+    names = {*points}
     names |= {hook_name(Site(layer, c)) for layer in range(model.n_layers) for c in _known(model)}
     names |= {read_hook_name(site) for site, writer in known_writers(model.hf).items() if writer.is_dense}
 
@@ -111,17 +148,19 @@ def _bridge_reader(model: LoadedModel, bridge: Any) -> Read:
                 inputs.pop("input_ids"),
                 **inputs,
                 names_filter=lambda name: name in names,
-                pos_slice=-1,  # an int copies the position; a slice would keep a view of the whole activation
+                # A list copies the positions; a slice would keep a view of the whole activation.
+                pos_slice=[*range(-1, -n_positions - 1, -1)],
                 return_type=None,
             )
-        return {name: cache[name].reshape(len(batch.rows), -1) for name in names}
+        found = {name: cache[name].reshape(len(batch.rows), n_positions, -1) for name in names}
+        return {name: tensor if name in points else tensor[:, 0] for name, tensor in found.items()}
 
     return read
 
 
-def _module_reader(model: LoadedModel) -> Read:
+def _module_reader(model: LoadedModel, n_positions: int) -> Read:
     def read(batch: TokenBatch) -> dict[str, Tensor]:
-        with torch.no_grad(), _recording(model, len(batch.rows)) as found:
+        with torch.no_grad(), _recording(model, len(batch.rows), n_positions) as found:
             model.hf(**model.inputs(batch), logits_to_keep=1)
         return found
 
@@ -129,24 +168,26 @@ def _module_reader(model: LoadedModel) -> Read:
 
 
 @contextmanager
-def _recording(model: LoadedModel, n_rows: int) -> Iterator[dict[str, Tensor]]:
-    """Record under TransformerLens' names what the Hugging Face modules compute at the last position."""
+def _recording(model: LoadedModel, n_rows: int, n_positions: int) -> Iterator[dict[str, Tensor]]:
+    """Record under TransformerLens' names what the Hugging Face modules compute at the last positions."""
     found: dict[str, Tensor] = {}
     layers = decoder_layers(model.hf)
     points = residual_hook_names(len(layers))
 
+    def record(name: str, tensor: Tensor) -> None:
+        by_row = tensor.reshape(n_rows, -1, tensor.shape[-1])  # some flatten rows and positions before they write
+        # Both copy, so that the whole activation is not kept.
+        found[name] = by_row[:, -n_positions:].flip(1) if name in points else by_row[:, -1].clone()
+
     def keep_output(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            # Some flatten rows and positions before they write.
-            found[name] = tensor.reshape(n_rows, -1, tensor.shape[-1])[:, -1].clone()
+            record(name, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
     def keep_input(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            tensor = args[0] if args else kwargs["hidden_states"]
-            found[name] = tensor.reshape(n_rows, -1, tensor.shape[-1])[:, -1].clone()
+            record(name, args[0] if args else kwargs["hidden_states"])
 
         return hook
 
@@ -170,6 +211,18 @@ def _known(model: LoadedModel) -> list[Component]:
     """The components of which every layer's writer is known."""
     found = known_writers(model.hf)
     return [c for c in WRITERS if all(Site(layer, c) in found for layer in range(model.n_layers))]
+
+
+def _require_length(rows: Sequence[Tokens], n_positions: int) -> None:
+    """Before a short prompt's first token stands padding, which holds nothing."""
+    for index, row in enumerate(rows):
+        if len(row) < n_positions:
+            raise UserError(
+                f"prompt {index + 1} is shorter than the positions that are collected",
+                got=f"{len(row)} tokens",
+                want=f"at least {n_positions}",
+                mend="lower activations.positions",
+            )
 
 
 def _require_finite(found: dict[str, Tensor]) -> None:

@@ -21,6 +21,9 @@ def command(
     benign_rank: Annotated[
         int | None, typer.Option(help="Project out this many principal directions of neutral residuals.")
     ] = None,
+    show_positions: Annotated[
+        bool, typer.Option("--show-positions", help="Show the template's tokens after the instruction, and stop.")
+    ] = False,
 ) -> None:
     """Estimate behaviour directions and show how well each separates the val prompts.
 
@@ -39,9 +42,14 @@ def command(
     }
     with workspace_of(common, **options) as workspace:
         from iconoclast_tl import prepare
+        from iconoclast_tl.activations.positions import described
         from iconoclast_tl.directions.separation import describe
-        from iconoclast_tl.report.tables import directions_table
+        from iconoclast_tl.report.tables import directions_table, positions_table
 
+        if show_positions:
+            positions = described(workspace.chat)
+            show(common, positions, positions_table(positions))
+            return
         activations = prepare.collect(workspace)
         directions = prepare.estimate(workspace, activations)
         rows = describe(directions, activations.target_train, activations.neutral_train)

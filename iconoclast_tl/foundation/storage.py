@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with _replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     # Copies, since safetensors refuses views of one another's memory.
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing_file(path) as temporary:
         save_file(contiguous, temporary, metadata={"about": json.dumps(dict(metadata), ensure_ascii=False)})
 
 
@@ -57,7 +57,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read `(tensors, metadata)` as `write_tensors` wrote them; `UserError` where the file is not such a one."""
+    """Read `(tensors, metadata)` as `write_tensors` wrote them; `UserError` where the file is not such a one.
+
+    The tensors lie in the file, which is mapped: what is not looked at takes no memory.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -91,7 +94,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for a file that takes its place at the end. On an error nothing changes."""
     temporary = _sibling(path)
     with _mending(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,16 +17,10 @@ import torch
 from torch import Tensor
 
 from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.foundation.tensor_file import DTYPES, raw_bytes
 from iconoclast_tl.models.loading import ModelConfig, load_config, loading_errors, not_loaded
 from iconoclast_tl.models.source import INDEX, SINGLE, require_causal, require_complete_folder
 
-_DTYPES: Final[Mapping[str, torch.dtype]] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-"""What safetensors calls the dtypes that can be edited."""
 COPIED: Final = (
     "config.json",
     "generation_config.json",
@@ -73,7 +66,7 @@ class StoredTensor:
         shape = self.shape if index is None else self.shape[1:]
         if values.dtype != self.dtype or tuple(values.shape) != shape:
             raise ValueError(f"{self.name}: got {values.dtype} {tuple(values.shape)}, want {self.dtype} {shape}")
-        data = values.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        data = raw_bytes(values)
         with (folder / self.file).open("r+b") as file:
             file.seek(self.offset + (index or 0) * data.nbytes)
             file.write(data)
@@ -185,9 +178,9 @@ def _tensors_of(folder: Path, file: str) -> list[StoredTensor]:
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"cannot read {file} of {folder}", got=error, mend="fetch the model again") from error
     return [
-        StoredTensor(file, name, _DTYPES[about["dtype"]], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        StoredTensor(file, name, DTYPES[about["dtype"]], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
         for name, about in header.items()
-        if name != "__metadata__" and about["dtype"] in _DTYPES
+        if name != "__metadata__" and about["dtype"] in DTYPES
     ]
 
 

@@ -8,7 +8,8 @@ the tokenizer's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.prompts.prompt import Prompt
+from iconoclast_tl.prompts.tail import PROBES, common_tail
 
 Tokens = list[int]
 
@@ -49,6 +51,17 @@ class ChatFormat:
         """Token ids of the rendered prompt, with exactly the special tokens that the template or tokenizer means."""
         ids = self.tokenizer(self.render(prompt), add_special_tokens=self.raw_prompts)["input_ids"]
         return list(ids)
+
+    @cached_property
+    def tail(self) -> tuple[int, ...]:
+        """Tokens that the template writes after every instruction, with and without the settings' system message.
+
+        Empty for raw prompts and for a template that writes nothing there.
+        """
+        if self.raw_prompts:
+            return ()
+        forms = (self, replace(self, system=None))
+        return common_tail(self.tokenizer, [(text, form.render(Prompt(text))) for form in forms for text in PROBES])
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from iconoclast_tl.doctor.checks import Check
 
@@ -118,6 +119,17 @@ def doctor_table(checks: Sequence[Check], title: str) -> Table:
     for check in checks:
         measured, tolerance = ("" if value is None else f"{value:.1e}" for value in (check.measured, check.tolerance))
         table.add_row(check.name, "–" if check.ok is None else _yes(check.ok), measured, tolerance, check.note)
+    return table
+
+
+def positions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The positions at which residuals can be collected, and the template's tokens there."""
+    table = Table(title="positions after the instruction", title_justify="left")
+    for column in ("position", "token id", "token"):
+        table.add_column(column, justify="left" if column == "token" else "right")
+    for row in rows:
+        token = "the prompt's own last token" if row["token_id"] is None else repr(row["text"])
+        table.add_row(str(row["position"]), "" if row["token_id"] is None else str(row["token_id"]), Text(token))
     return table
 
 

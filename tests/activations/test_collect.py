@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from iconoclast_tl.activations.collect import collect_last_position
+from iconoclast_tl.activations.collect import (
+    AtWriters,
+    _bridge_reader,
+    _module_reader,
+    collect_last_position,
+    collect_residuals,
+)
 from iconoclast_tl.activations.store import Activations, load_activations, save_activations
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import WRITERS
-from iconoclast_tl.models.twin import Twin, make_twin
+from iconoclast_tl.models.sites import WRITERS, residual_hook_names
+from iconoclast_tl.models.twin import Parity, Twin, make_twin
 from iconoclast_tl.models.writers import require_writers
+from iconoclast_tl.prompts.chat import left_pad
 
 
-def residuals_one_by_one(model: LoadedModel, rows: list[list[int]]) -> torch.Tensor:
+def residuals_one_by_one(model: LoadedModel, rows: list[list[int]], position: int = -1) -> torch.Tensor:
     """Every prompt alone, no padding: hidden states, and the last layer's output before the final norm."""
     result = []
     for row in rows:
@@ -22,7 +31,7 @@ def residuals_one_by_one(model: LoadedModel, rows: list[list[int]]) -> torch.Ten
         handle = model.hf.model.norm.register_forward_pre_hook(lambda m, args, kept=kept: kept.append(args[0]))
         states = model.hf(torch.tensor([row]), output_hidden_states=True).hidden_states
         handle.remove()
-        result.append(torch.stack([state[0, -1] for state in (*states[:-1], kept[0])]))
+        result.append(torch.stack([state[0, position] for state in (*states[:-1], kept[0])]))
     return torch.stack(result)
 
 
@@ -38,6 +47,61 @@ def test_residuals_equal_those_of_each_prompt_alone(
     assert torch.allclose(found.residuals, expected, atol=1e-5)  # float32: attention sums over other widths
     after_norm = llama.hf.model.norm(expected[:, -1])
     assert not torch.allclose(found.residuals[:, -1], after_norm, atol=1e-2)
+
+
+def at_positions(
+    model: LoadedModel, twin: Twin | None, rows: list[list[int]], n_positions: int, batch_size: int
+) -> tuple[torch.Tensor, AtWriters]:
+    """Residuals in memory, and the writers."""
+    kept = torch.full((len(rows), n_positions, model.n_layers + 1, model.d_model), float("nan"))
+
+    def keep(where: Sequence[int], found: torch.Tensor) -> None:
+        kept[list(where)] = found
+
+    return kept, collect_residuals(model, twin, rows, keep, n_positions, batch_size)
+
+
+@pytest.mark.parametrize("through", ["bridge", "modules"])
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_residuals_at_each_position_equal_those_of_each_prompt_alone(
+    llama: LoadedModel, rows: list[list[int]], through: str, batch_size: int
+) -> None:
+    rows = [row for row in rows if len(row) > 2]  # of 3 to 13 tokens: as many as are asked for, and more
+    twin = make_twin(llama) if through == "bridge" else None
+    assert not isinstance(twin, Parity)
+    found, writers = at_positions(llama, twin, rows, 3, batch_size)
+    expected = [residuals_one_by_one(llama, rows, position) for position in (-1, -2, -3)]
+    assert torch.allclose(found, torch.stack(expected, dim=1), atol=1e-5)
+    assert not torch.allclose(expected[0], expected[1], atol=1e-2)
+    last = collect_last_position(llama, twin, rows, batch_size)
+    assert torch.equal(found[:, 0], last.residuals)
+    for component in WRITERS:  # what writers do stays that of the last position
+        assert torch.equal(writers.writes[component].mean, last.writes[component].mean)
+        assert torch.equal(writers.reads[component].mean, last.reads[component].mean)
+
+
+def test_a_prompt_shorter_than_the_positions_is_the_users_line(llama: LoadedModel, rows: list[list[int]]) -> None:
+    with pytest.raises(UserError, match=r"prompt 6 is shorter than the positions.*got 2 tokens; want at least 3"):
+        at_positions(llama, None, rows, 3, 4)
+    assert not at_positions(llama, None, rows, 2, 4)[0].isnan().any()
+
+
+@pytest.mark.parametrize("through", ["bridge", "modules"])
+@pytest.mark.parametrize("n_positions", [1, 2])
+def test_the_last_positions_are_kept_and_not_the_whole_activation(
+    llama: LoadedModel, rows: list[list[int]], through: str, n_positions: int
+) -> None:
+    twin = make_twin(llama)
+    assert isinstance(twin, Twin)
+    reader = _module_reader(llama, n_positions)
+    batch = left_pad([row for row in rows if len(row) > 2], llama.pad_id)
+    found = (_bridge_reader(llama, twin.bridge, n_positions) if through == "bridge" else reader)(batch)
+    points = set(residual_hook_names(llama.n_layers))
+    assert points < found.keys()
+    for name, tensor in found.items():
+        assert tensor.shape[:-1] == ((len(batch.rows), n_positions) if name in points else (len(batch.rows),))
+        most = len(batch.rows) * n_positions * tensor.shape[-1] * tensor.itemsize
+        assert tensor.untyped_storage().nbytes() <= most  # a view would hold all 13
 
 
 def test_written_means_are_the_means_of_what_the_writers_write(llama: LoadedModel, rows: list[list[int]]) -> None:

@@ -72,7 +72,15 @@ def test_what_the_numbers_depend_on_is_fixed(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["model.device", "activations.batch_size", "evaluation.batch_size", "search.choose", "fold.merge"]
+    "key",
+    [
+        "model.device",
+        "activations.batch_size",
+        "activations.positions",
+        "evaluation.batch_size",
+        "search.choose",
+        "fold.merge",
+    ],
 )
 def test_how_far_and_how_fast_may_change(key: str) -> None:
     folder = effective_settings({}).settings.model_dump(mode="json")

@@ -247,7 +247,7 @@ def test_activations_are_collected_once(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("collected again")
 
-    monkeypatch.setattr(prepare, "collect_last_position", never)
+    monkeypatch.setattr(prepare, "collect_residuals", never)
     with opened(options, tmp_path / "run") as workspace:
         assert torch.equal(prepare.collect(workspace).target_train, first.target_train)
     with opened(options, tmp_path / "other", "prompts.system=w9") as workspace, pytest.raises(AssertionError):
