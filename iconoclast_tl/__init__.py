@@ -26,6 +26,7 @@ _HOME = {
     "attribution_job": ("attribute",),
     "directions.directions": ("Directions",),
     "directions.estimate": ("DirectionConfig", "estimate_directions"),
+    "edits.addition": ("Addition", "make_addition", "mean_gap", "with_addition"),
     "edits.edit": ("Edit", "EditConfig", "make_edit"),
     "edits.hooks": ("preview",),
     "edits.profiles": ("Kernel", "uniform"),

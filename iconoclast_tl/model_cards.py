@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from iconoclast_tl.config import Settings
 from iconoclast_tl.directions.directions import load_directions
+from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.store import load_edit
-from iconoclast_tl.folding.model_card import model_card
+from iconoclast_tl.folding.model_card import Goal, model_card
 from iconoclast_tl.foundation.storage import write_text
 from iconoclast_tl.report.results import card_recipe
 from iconoclast_tl.run_folder import RunFolder
@@ -23,13 +25,24 @@ def write_cards(folder: RunFolder, settings: Settings) -> None:
     measured = results if results.get("evaluated") == {"edit": edit.digest()} else None
     directions = load_directions(folder.directions, n_layers, d_model)
     recipe = card_recipe(directions, edit, trial, settings.search)
+    goal = _goal(edit, trial, settings)
     recipe |= {"seed": settings.seed, "prompts": _describe(manifest["splits"])}
     if settings.model.quantization != "none":
         recipe["rates were measured on"] = f"{settings.model.quantization} weights, under the preview"
     for kind, place in (("adapter", folder.adapter), ("merged", folder.merged)):
         if place.is_dir():
-            card = model_card(kind, settings.model.name, settings.behaviour, settings.search.goal, recipe, measured)
+            card = model_card(kind, settings.model.name, settings.behaviour, goal, recipe, measured)
             write_text(place / "README.md", card)
+
+
+def _goal(edit: Edit, provenance: Mapping[str, Any], settings: Settings) -> Goal:
+    """What an edit does, by its own strengths where no search had a goal for it."""
+    if "previewed" not in provenance:
+        return settings.search.goal
+    strengths = [value for values in edit.strengths.values() for value in values.flatten().tolist()]
+    if edit.shifted or (min(strengths) < 0 < max(strengths)):
+        return "steer"
+    return "suppress" if max(strengths) > 0 else "strengthen"
 
 
 def _describe(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from iconoclast_tl.activations.store import (
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
 from iconoclast_tl.directions.estimate import estimate_directions
 from iconoclast_tl.directions.separation import separation
+from iconoclast_tl.edits.addition import Addition, mean_gap
 from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.profiles import uniform
-from iconoclast_tl.edits.store import load_edit
+from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.models.twin import Twin, make_twin
@@ -135,8 +137,8 @@ def uniform_edit(
     strength: float,
     layers: range | list[int],
 ) -> Edit:
-    """One residual point's direction with the same strength at both writers of `layers`, exact (no row
-    normalisation).
+    """One residual point's direction with the same strength at both writers of `layers` (calibrated, where that is
+    set), exact (no row normalisation).
     """
     n_layers = directions.n_layers
     outside = [layer for layer in layers if not 0 <= layer < n_layers]
@@ -152,8 +154,59 @@ def uniform_edit(
     return make_edit(vectors, strengths, config, workspace.ground(activations))
 
 
+def addition(
+    workspace: Workspace,
+    directions: Directions,
+    activations: Activations,
+    point: int,
+    coefficient: float | None = None,
+    file: Path | None = None,
+) -> Addition:
+    """α v at a residual point, v the direction there: the run's own, or that of another run's directions file.
+
+    coefficient: α; by default the gap between the means of the sides along the own v, so that for the estimator `mean`
+    α v is their difference. `UserError` where the point has no direction, and without α for a file, whose prompts are
+    not at hand.
+    """
+    if coefficient is None:
+        own = directions.at(point)
+        gap = mean_gap(own, activations.target_train[:, point], activations.neutral_train[:, point])
+        if file is None:
+            return Addition(own, point, gap)
+        raise UserError(
+            "how much is added of another run's direction is not known",
+            got=f"{file} and no coefficient",
+            mend=f"pass --coefficient; along the run's own direction the sides lie {gap:.3g} apart at point {point}",
+        )
+    if file is None:
+        return Addition(directions.at(point), point, coefficient)
+    other = load_directions(file, workspace.model.n_layers, workspace.model.d_model)
+    if other.provenance.get("fingerprint", workspace.model.fingerprint) != workspace.model.fingerprint:
+        workspace.say(f"warning: the directions in {file} were estimated on other weights")
+    return Addition(other.at(point), point, coefficient)
+
+
+def keep_edit(workspace: Workspace, edit: Edit, about: Mapping[str, Any]) -> None:
+    """Make an edit that no search found the run folder's chosen one; what was made of another edit there goes.
+
+    about: how it came about, with what it is called as `previewed`. `UserError` for a folder with a search of its own.
+    """
+    folder = workspace.folder
+    if folder.is_searched:
+        raise UserError(
+            f"{folder.path} holds a search, which chose its edit", got="another edit to keep", mend="pass another --out"
+        )
+    if not edit.sites:
+        raise UserError("the edit changes nothing", want="one to keep with a strength or a coefficient other than 0")
+    stale = drop_of_other_edit(folder, edit)
+    save_edit(folder.path, edit, about)
+    strengths = {name: values[0].tolist() for name, values in edit.strengths.items()}
+    chosen = {"rule": "previewed and kept", "edit": edit.digest(), "strengths": strengths, **about}
+    folder.update_results(chosen=chosen, **stale)
+
+
 def chosen_edit(workspace: Workspace) -> Edit:
-    """The edit that an earlier search left in the run folder."""
+    """The edit that an earlier search, or `keep_edit`, left in the run folder."""
     edit, _ = load_edit(workspace.folder.edit, workspace.model.n_layers, workspace.model.d_model)
     return edit
 

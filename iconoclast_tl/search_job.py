@@ -16,7 +16,7 @@ from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimate import DirectionConfig
 from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.directions.sets import UNFILTERED, DirectionSets, set_name
-from iconoclast_tl.folding.fold import require_carried
+from iconoclast_tl.folding.fold import kept_norms_cannot_be_folded, require_carried
 from iconoclast_tl.folding.merge import require_mergeable_bias
 from iconoclast_tl.folding.merge_files import stored_parts
 from iconoclast_tl.foundation.errors import UserError
@@ -66,6 +66,8 @@ def require_foldable(workspace: Workspace) -> None:
         raise UserError(
             "the search is over edits that can be folded", got="edit.scope stream", want="edit.scope writers"
         )
+    if settings.edit.keep_norm:
+        raise kept_norms_cannot_be_folded()
     if settings.search.method != "tpe" and settings.edit.row_normalization == "full":
         raise UserError(
             "restored row norms have no exact gradient",

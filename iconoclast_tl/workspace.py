@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,11 @@ class Workspace:
     def ground(self, activations: Activations) -> Ground:
         """What edits stand on here."""
         means, reads = activations.neutral_means, activations.neutral_reads
-        return Ground(means, reads, self.gains, self.experts, self.parts, self.sites)
+        ground = Ground(means, reads, self.gains, self.experts, self.parts, self.sites)
+        if self.settings.edit.calibrate is None:
+            return ground
+        neutral = activations.neutral_train.double().mean(0)
+        return replace(ground, target_residuals=activations.target_train, neutral_residual=neutral)
 
     def questions(self, prompts: tuple[Prompt, ...]) -> Questions:
         """Prompts with their tokens, checked against the context and the response budget."""

@@ -81,7 +81,10 @@ class Subject:
 
 
 def make_subject(edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[Site, HookedModule]) -> Subject:
-    """Take an edit apart. `UserError` where it does not fall into parts: row norms, scope stream, neurons, experts."""
+    """Take an edit apart.
+
+    `UserError` where it does not fall into parts: row norms, scope stream, additions, kept norms, neurons, experts.
+    """
     if edit.row_normalization != "none":
         raise UserError(
             "an edit with row normalisation does not fall into heads",
@@ -91,6 +94,13 @@ def make_subject(edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[
     if edit.scope == "stream":
         raise UserError(
             "an edit of the whole stream does not fall into parts", got="scope stream", mend="pass edit.scope=writers"
+        )
+    if edit.shifted or edit.keep_norm:
+        raise UserError(
+            "an edit that adds a constant or keeps norms does not fall into parts",
+            got=f"an addition at {edit.shifted[0]}" if edit.shifted else "edit.keep_norm",
+            want="an ablation, which is the sum of what is taken from every part",
+            mend="name a direction by --point, or leave edit.keep_norm unset",
         )
     if edit.experts is not None or "mlp_out" in edit.parts:
         kind = "routed experts" if edit.experts is not None else "neurons"

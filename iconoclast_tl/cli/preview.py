@@ -1,8 +1,8 @@
-"""`iconoclast-tl preview`: what the model says with a direction ablated, no weight touched."""
+"""`iconoclast-tl preview`: what the model says with a direction ablated or added, no weight touched."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,6 +10,7 @@ import typer
 from iconoclast_tl.cli.options import Common, with_common
 
 if TYPE_CHECKING:
+    from iconoclast_tl.cli.intervention import Made
     from iconoclast_tl.workspace import Workspace
 
 NAME = "preview"
@@ -20,18 +21,41 @@ def command(
     common: Common,
     point: Annotated[
         float | None,
-        typer.Option(help="Residual point of the direction, 0…L, may be fractional; default: best d′."),
+        typer.Option(help="Residual point of the ablated direction, 0…L, may be fractional; default: best d′."),
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="λ: 0 nothing, 1 projects out, negative amplifies; default: 1.")
+        float | None,
+        typer.Option(
+            help="λ: 0 nothing, 1 projects out, negative amplifies; default: 1 (0 where only --add-point or "
+            "--coefficient is given)."
+        ),
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 2-5 or 1,3,4; default: all.")] = None,
     scope: Annotated[
         Literal["writers", "stream"] | None, typer.Option(help="writers (foldable) or stream (also every resid_pre).")
     ] = None,
     affine: Annotated[bool | None, typer.Option("--affine", help="Ablate towards the neutral mean.")] = None,
+    keep_norm: Annotated[
+        bool | None, typer.Option("--keep-norm", help="Bring what is left back to its length (cannot be folded).")
+    ] = None,
+    calibrate: Annotated[
+        float | None, typer.Option(help="Scale λ by this quantile of the target prompts' projections, e.g. 0.9.")
+    ] = None,
+    add_point: Annotated[
+        int | None, typer.Option(help="Add a direction to what enters this layer; default: --point, rounded.")
+    ] = None,
+    add_from: Annotated[
+        Path | None, typer.Option(help="Add this run's direction: a directions.safetensors; default: the run's own.")
+    ] = None,
+    coefficient: Annotated[
+        float | None,
+        typer.Option(help="How much of it, in unit vectors, negative subtracts; default: the gap between the sides."),
+    ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Prompts of each set to show side by side.")] = 3,
     chosen: Annotated[bool, typer.Option("--chosen", help="Preview the run's chosen edit instead.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Make it the run's chosen edit: for fold, merge, evaluate.")] = (
+        False
+    ),
 ) -> None:
     """Show base and edited responses to the val prompts side by side, and their rates.
 
@@ -39,33 +63,35 @@ def command(
 
     `iconoclast-tl preview --strength 1 --out runs/first`
 
-    `iconoclast-tl preview --point 4 --layers 2-5 --strength -0.5 --scope stream --out runs/first`
+    `iconoclast-tl preview --point 4 --layers 2-5 --strength -0.5 --scope stream --out runs/first` (amplifies)
+
+    `iconoclast-tl preview --add-point 4 --coefficient -3 --keep --out runs/steered` (subtracts, ablates nothing)
+
+    `iconoclast-tl preview --add-from runs/complied/directions.safetensors --coefficient 2 --out runs/first` (adds one
+    direction and ablates the run's own)
     """
     from iconoclast_tl.cli.console import show, workspace_of
+    from iconoclast_tl.cli.intervention import Asked
 
+    asked = Asked(
+        point, strength, layers, scope, affine, keep_norm, calibrate, add_point, add_from, coefficient
+    )  # fmt: skip
     if chosen:
-        _require_alone(point=point, strength=strength, layers=layers, scope=scope, affine=affine)
+        _require_alone([*asked.given(), *(["--keep"] if keep else [])])
     with workspace_of(common) as opened:
-        from iconoclast_tl import pipeline, prepare
-        from iconoclast_tl.directions.separation import best_point
+        from iconoclast_tl import pipeline
         from iconoclast_tl.evaluation.comparison import side_by_side
         from iconoclast_tl.report.tables import responses_table, results_table
 
-        workspace = _with_edit(opened, scope=scope, affine=affine)
+        workspace = asked.settings(opened)
         which = parse_layers(layers, workspace.model.n_layers)
-        weight = strength if strength is not None else 1.0
-        _require_possible(point, weight, workspace.model.n_layers)
-        if chosen:
-            edit, title = prepare.chosen_edit(workspace), "the chosen edit"
-        else:
-            activations = prepare.collect(workspace)
-            directions = prepare.estimate(workspace, activations)
-            at = point if point is not None else float(best_point(directions))
-            edit = prepare.uniform_edit(workspace, directions, activations, at, weight, which)
-            title = f"point {at:g}, λ = {weight:g}, {edit.scope}, layers {layers or 'all'}"
-        shown = pipeline.preview_edit(workspace, edit)
-        result, rows = shown.to_json(), side_by_side(shown, examples)
-        show(common, result, responses_table(rows), results_table(result, f"val split; {title}"))
+        asked.require_possible(workspace.model.n_layers)
+        made = _chosen(workspace) if chosen else asked.make(workspace, which)
+        if keep:
+            _keep(workspace, made)
+        shown = pipeline.preview_edit(workspace, made.edit)
+        result, rows = {**shown.to_json(), **made.about}, side_by_side(shown, examples)
+        show(common, result, responses_table(rows), results_table(result, f"val split; {made.title}"))
 
 
 def parse_layers(text: str | None, n_layers: int) -> list[int]:
@@ -89,33 +115,34 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
     return sorted(layers)
 
 
-def _with_edit(workspace: Workspace, **changes: object) -> Workspace:
-    """The workspace with other settings of the edit: a preview may try what the run folder's own edit is not."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    edit = workspace.settings.edit.model_copy(update=given)
-    return replace(workspace, settings=workspace.settings.model_copy(update={"edit": edit}))
+def _chosen(workspace: Workspace) -> Made:
+    from iconoclast_tl import prepare
+    from iconoclast_tl.cli.intervention import Made
+
+    return Made(prepare.chosen_edit(workspace), "the chosen edit", {})
 
 
-def _require_alone(**options: object) -> None:
+def _keep(workspace: Workspace, made: Made) -> None:
+    """Keep the edit, and say at once where it cannot be folded: it may be evaluated all the same."""
+    from iconoclast_tl import prepare
+    from iconoclast_tl.cli.console import note
+    from iconoclast_tl.folding.additions import as_writes
+    from iconoclast_tl.folding.fold import require_foldable
+    from iconoclast_tl.foundation.errors import UserError
+
+    prepare.keep_edit(workspace, made.edit, {"previewed": made.title, **made.about})
+    try:
+        require_foldable(made.edit)
+        as_writes(made.edit, workspace.model.hf)
+    except UserError as error:
+        note(f"kept for `evaluate` and `preview --chosen`; {error}")
+    else:
+        note(f"kept: iconoclast-tl fold --out {workspace.folder.path}")
+
+
+def _require_alone(given: list[str]) -> None:
     """The run's chosen edit has its own strengths, layers and scope."""
     from iconoclast_tl.foundation.errors import UserError
 
-    given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise UserError("--chosen shows the chosen edit as it is", got=", ".join(given), mend="leave one or other out")
-
-
-def _require_possible(point: float | None, strength: float, n_layers: int) -> None:
-    """Say so before anything is collected."""
-    from math import isfinite
-
-    from iconoclast_tl.foundation.errors import UserError
-
-    if not isfinite(strength):
-        raise UserError("--strength is not a finite number", got=strength, want="for example 1 or -0.5")
-    if point is not None and not 0 <= point <= n_layers:
-        raise UserError(
-            f"--point {point:g} is outside 0..{n_layers}",
-            got=f"a model with {n_layers} layers",
-            mend=f"pass a residual point from 1 to {n_layers}",
-        )

@@ -4,8 +4,11 @@ At a site that writes y, a plain edit gives y' = y − Σ_k λ_k v_k (v_kᵀ y);
 y' = y − Σ_k λ_k v_k (v_kᵀ y − c_k), with c_k = v_kᵀ(mean of y over neutral prompts). λ = 0 leaves a site alone, 1
 projects v out, negative strengths amplify. Where a post-norm γ ∘ y / rms(y) stands between y and the stream, γ ∘ v_k,
 orthonormalised, is in the place of v_k: that takes v_k out of the stream. Routed experts, heads and neurons may be
-edited by different strengths: a head h that writes y_h by λ_k f_h, towards a centre of its own. `edits.hooks` turns an
-edit into a preview, `edits.factors` into weights.
+edited by different strengths: a head h that writes y_h by λ_k f_h, towards a centre of its own.
+
+Beyond ablation, in this order: with `keep_norm` what is left is brought back to the length ‖y‖ at every position, and
+then a site's constant `shift` is added (activation addition, `edits.addition`). Last comes what is added, so that no
+projection at the same site takes any of it. `edits.hooks` turns an edit into a preview, `edits.factors` into weights.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,7 +26,7 @@ from torch import Tensor
 from iconoclast_tl.directions.geometry import orthonormalize
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.foundation.stage_config import StageConfig
+from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.models.reading import of_columns
 from iconoclast_tl.models.sites import WRITERS, Component, Site
 
@@ -51,6 +54,13 @@ class EditConfig(StageConfig):
     """Leave what the MLPs write alone: for architectures whose experts cannot be reached."""
     scope: Scope = "writers"
     """`writers`: what attention and MLP write (foldable); `stream`: resid_pre too (preview only)."""
+    keep_norm: bool = False
+    """Bring what is left of a projection back to the length it had, position by position (preview only)."""
+    calibrate: float | None = Field(None, gt=0, lt=1)
+    """Scale strengths layer by layer by this quantile of the target prompts' projections over their mean, between half
+    and twice (`edits.calibration`); unset: not at all."""
+    max_overlap: Annotated[float, Changeable] = Field(0.5, ge=0, le=1)
+    """Largest |cos| of a direction that is added with one that is ablated by the same edit."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,13 @@ class SiteEdit:
     """Factors of the strengths at each routed expert; None: all 1."""
     parts: Float[Tensor, "part"] | None = None
     """Factors of the strengths at each equal part of what the writer reads: its heads, or neurons; None: all 1."""
+    shift: Float[Tensor, "d_model"] | None = None
+    """Added to what is left; None: nothing."""
+
+    @property
+    def adds_constant(self) -> bool:
+        """Whether it adds what depends on no token, which in weights is a bias: centres, or a shift."""
+        return bool(self.centres.any()) or self.shift is not None
 
     def of_input(self, d_in: int) -> Float[Tensor, "d_in"] | None:
         """The factors of the parts, one for every column of W."""
@@ -82,7 +99,7 @@ class Edit:
     """Directions, strengths and centres for every layer; float32.
 
     The k directions of a layer are orthonormal (a zero vector means: no such direction there). Components without an
-    entry in `strengths` are left alone.
+    entry in `strengths` or `shifts` are left alone.
     """
 
     directions: Float[Tensor, "k layer d_model"]
@@ -98,10 +115,37 @@ class Edit:
     parts: Mapping[Component, Float[Tensor, "layer part"]] = field(default_factory=dict)
     """Factors of the strengths at each equal part of what a writer reads: at each head of `attn_out` (query heads), or
     at each neuron of `mlp_out`. A bias belongs to none of them and is edited with their mean."""
+    shifts: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
+    """Constants added at every position to what a component holds, after the projection; of a writer before any
+    post-norm."""
+    keep_norm: bool = False
+    """Whether what a projection leaves is brought back to the length it had (a zero vector stays zero)."""
 
     def __post_init__(self) -> None:
         """Check shapes, finiteness and orthonormality: a wrong edit must not get as far as a model."""
-        k, layers, _ = self.directions.shape
+        self._require_well_formed()
+        if self.scope == "stream" and self.row_normalization != "none":
+            raise UserError(
+                "row normalisation acts on weights and the stream has none",
+                got=f"scope stream with row normalisation {self.row_normalization}",
+                mend="use --scope writers or edit.row_normalization=none",
+            )
+        if self.parts and self.row_normalization != "none":
+            raise UserError(
+                "single heads and neurons take edits without row normalisation",
+                got=f"row normalisation {self.row_normalization}",
+                mend="pass --set edit.row_normalization=none",
+            )
+        if self.keep_norm and self.row_normalization != "none":
+            raise UserError(
+                "norms are kept of what is written, or of the weights that write it",
+                got=f"keep_norm with row normalisation {self.row_normalization}",
+                mend="leave one or other out",
+            )
+
+    def _require_well_formed(self) -> None:
+        """Raise `ValueError` for shapes that do not fit, numbers that are not finite, and oblique directions."""
+        k, layers, width = self.directions.shape
         shapes = {name: (k, layers, *self.parts[name].shape[1:]) for name in self.centres if name in self.parts}
         for kind, named in (("strengths", self.strengths), ("centres", self.centres)):
             for name, values in named.items():
@@ -115,24 +159,15 @@ class Edit:
         for component, factors in self.parts.items():
             if len(factors) != layers or not bool(factors.isfinite().all()):
                 raise ValueError(f"{component}: got {tuple(factors.shape)}, want finite factors for {layers} layers")
+        for component, added in self.shifts.items():
+            if tuple(added.shape) != (layers, width) or not bool(added.isfinite().all()):
+                raise ValueError(f"shifts of {component}: got {tuple(added.shape)}, want finite {(layers, width)}")
         gram = torch.einsum("kld,jld->lkj", self.directions.double(), self.directions.double())
         lengths = gram.diagonal(dim1=-2, dim2=-1)
         off = gram - torch.diag_embed(lengths)
         # 1e-5: the rounding of unit vectors of up to some ten thousand float32 components.
         if bool((off.abs() > 1e-5).any()) or not bool(((lengths - 1).abs() < 1e-5).logical_or(lengths == 0).all()):
             raise ValueError("the directions of a layer are not orthonormal; use directions.geometry.orthonormalize")
-        if self.scope == "stream" and self.row_normalization != "none":
-            raise UserError(
-                "row normalisation acts on weights and the stream has none",
-                got=f"scope stream with row normalisation {self.row_normalization}",
-                mend="use --scope writers or edit.row_normalization=none",
-            )
-        if self.parts and self.row_normalization != "none":
-            raise UserError(
-                "single heads and neurons take edits without row normalisation",
-                got=f"row normalisation {self.row_normalization}",
-                mend="pass --set edit.row_normalization=none",
-            )
 
     @property
     def n_layers(self) -> int:
@@ -141,7 +176,7 @@ class Edit:
 
     @property
     def scope(self) -> Scope:
-        """`stream` where resid_pre has a strength; such an edit cannot be folded."""
+        """`stream` where resid_pre has a strength (a shift is none); such an edit cannot be folded."""
         stream = self.strengths.get("resid_pre")
         return "stream" if stream is not None and bool(stream.any()) else "writers"
 
@@ -149,6 +184,17 @@ class Edit:
     def is_affine(self) -> bool:
         """Whether any centre is not zero."""
         return any(bool(centre.any()) for centre in self.centres.values())
+
+    @property
+    def shifted(self) -> list[Site]:
+        """The sites to which a constant is added, in order."""
+        found = [
+            Site(layer, component)
+            for component, added in self.shifts.items()
+            for layer in range(self.n_layers)
+            if bool(added[layer].any())
+        ]
+        return sorted(found)
 
     @property
     def components(self) -> set[Component]:
@@ -165,18 +211,21 @@ class Edit:
             if bool((strengths[:, layer] != 0).logical_and(self.directions[:, layer].any(-1)).any())
             and (component not in self.parts or bool(self.parts[component][layer].any()))
         ]
-        return sorted(active)
+        return sorted({*active, *self.shifted})
 
     def at(self, site: Site) -> SiteEdit:
         """This edit at one site, without the directions whose strength is zero there."""
-        strengths = self.strengths[site.component][:, site.layer]
+        given = self.strengths.get(site.component)
+        strengths = self.directions.new_zeros(len(self.directions)) if given is None else given[:, site.layer]
         vectors = self.vectors(site)
         used = (strengths != 0) & vectors.any(-1)
         experts = self.experts[site.layer] if self.experts is not None and site.component == "mlp_out" else None
         parts = self.parts[site.component][site.layer] if site.component in self.parts else None
         own = self.own_centres(site)
         centres = own if parts is None else own @ parts
-        return SiteEdit(vectors[used], strengths[used], centres[used], experts, parts)
+        added = self.shifts.get(site.component)
+        shift = added[site.layer] if added is not None and bool(added[site.layer].any()) else None
+        return SiteEdit(vectors[used], strengths[used], centres[used], experts, parts, shift)
 
     def vectors(self, site: Site) -> Float[Tensor, "k d_model"]:
         """The directions along which what is written at a site is projected: before a post-norm γ ∘ v."""
@@ -192,7 +241,8 @@ class Edit:
 
     def digest(self) -> str:
         """SHA-256 over everything that decides what this edit does."""
-        state = hashlib.sha256(f"{self.row_normalization} {self.rank}".encode())
+        kept = " keep_norm" if self.keep_norm else ""
+        state = hashlib.sha256(f"{self.row_normalization} {self.rank}{kept}".encode())
         for name, tensor in self.tensors().items():
             state.update(name.encode())
             state.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -207,6 +257,7 @@ class Edit:
             **{f"gains.{name}": values for name, values in sorted(self.gains.items())},
             **({} if self.experts is None else {"experts": self.experts}),
             **{f"parts.{name}": values for name, values in sorted(self.parts.items())},
+            **{f"shifts.{name}": values for name, values in sorted(self.shifts.items())},
         }
 
 
@@ -220,7 +271,7 @@ def make_edit(
 
     directions: orthonormalised here, per layer. strengths: one λ per layer for each component. ground: what else of
     the model is needed. Under scope `stream`, components without strengths of their own (resid_pre) take the largest
-    of the writers' in each layer.
+    of the writers' in each layer. With `calibrate`, every direction's share is multiplied by its factor in each layer.
     """
     vectors = orthonormalize(directions.float())
     k = len(vectors)
@@ -236,15 +287,20 @@ def make_edit(
     if config.affine:
         used = sorted(name for name, values in all_strengths.items() if bool(values.any()))
         centres = {name: ground.centres(name, seen_through(ground.gains.get(name), vectors)) for name in used}
+    by_direction = {name: values.float().expand(k, -1).clone() for name, values in all_strengths.items()}
+    if config.calibrate is not None:
+        for name, values in by_direction.items():
+            values *= ground.factors(name, vectors, config.calibrate)
     return Edit(
         vectors,
-        {name: values.float().expand(k, -1).clone() for name, values in all_strengths.items()},
+        by_direction,
         centres,
         config.row_normalization,
         config.rank,
         ground.gains,
         ground.experts,
         {name: factors for name, factors in ground.parts.items() if bool(factors.any())},
+        keep_norm=config.keep_norm,
     )
 
 

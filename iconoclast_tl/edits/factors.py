@@ -6,7 +6,7 @@ of W's row norms:
     none   ΔW = −Vᵀ Λ (V W ∘ f)                   exact, rank r; f: factors of heads or neurons by column, or 1
     pre    ΔW = −(D Vᵀ) Λ (V D⁻¹ W)               the edit of the row-normalised D⁻¹W, put back in units of W; rank r
     full   ΔW ≈ D·rownorm(D⁻¹W − VᵀΛV D⁻¹W) − W    row norms restored; truncated by SVD to `rank`
-    always β  = −Vᵀ Λ (V b · mean f − c)          c: of all parts together, Σ_p f_p c_p
+    always β  = −Vᵀ Λ (V b · mean f − c) + s      c: of all parts together, Σ_p f_p c_p; s: what is added, or 0
 
 `pre` and `full` are oblique: they leave part of V in W' wherever row norms differ, which `along` measures.
 `pre` and `full` are Heretic's names; `full` is grimjim's norm-preserving biprojected ablation.
@@ -55,6 +55,8 @@ def factors(
     v = edit.directions.to(w)
     strengths = edit.strengths.to(w)
     delta_bias = _bias_change(edit, bias, w)
+    if not len(v):  # an addition alone; an adapter has no factors of rank 0
+        return Factors(w.new_zeros(1, w.shape[1]), w.new_zeros(w.shape[0], 1), delta_bias)
     if row_normalization == "none":
         of_input = edit.of_input(w.shape[1])
         projected = v @ w if of_input is None else (v @ w) * of_input.to(w)
@@ -103,6 +105,7 @@ def _bias_change(edit: SiteEdit, bias: Tensor | None, like: Tensor) -> Tensor | 
     along = v @ bias.detach().to(like) if bias is not None else torch.zeros(len(v)).to(like)
     mean = 1.0 if edit.parts is None else float(edit.parts.mean())
     change = -v.T @ (edit.strengths.to(like) * (along * mean - edit.centres.to(like)))
+    change = change if edit.shift is None else change + edit.shift.to(like)
     return change if bool(change.any()) else None
 
 

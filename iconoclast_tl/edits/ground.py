@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.edits.calibration import calibration_factors, projections
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.reading import read_along, sum_parts
@@ -31,6 +32,10 @@ class Ground:
     """Factors of the strengths at heads and neurons."""
     sites: Mapping[Site, HookedModule] = field(default_factory=dict)
     """Where the linears are: of affine edits of parts, which read the weights."""
+    target_residuals: Float[Tensor, "n point d_model"] | None = None
+    """Of the target train prompts, at all residual points: of calibrated strengths."""
+    neutral_residual: Float[Tensor, "point d_model"] | None = None
+    """Mean over the neutral ones."""
 
     def centres(
         self, component: Component, vectors: Float[Tensor, "k layer d_model"]
@@ -56,3 +61,21 @@ class Ground:
             of_bias = read.bias.double()[:, None] / n_parts
             found.append((sum_parts(columns, n_parts) + of_bias).float().cpu())
         return torch.stack(found, dim=1)
+
+    def factors(
+        self, component: Component, vectors: Float[Tensor, "k layer d_model"], share: float
+    ) -> Float[Tensor, "k layer"]:
+        """Calibration of a component's strengths (`edits.calibration`), float32.
+
+        Measured at the residual point that a component leads to: point l itself for the stream that enters layer l,
+        l+1, the stream after the layer, for what its writers write. Raises `UserError` where nothing was measured.
+        """
+        if self.target_residuals is None or self.neutral_residual is None:
+            raise UserError(
+                "calibrated strengths need residuals of the target prompts",
+                got=f"edit.calibrate {share:g} and none",
+                mend="pass activations, or leave edit.calibrate unset",
+            )
+        points = slice(None, -1) if component == "resid_pre" else slice(1, None)
+        found = projections(vectors, self.target_residuals[:, points], self.neutral_residual[points])
+        return calibration_factors(found, share).float()

@@ -16,7 +16,12 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 def save_edit(folder: Path, edit: Edit, provenance: Mapping[str, Any]) -> None:
     """Write both files; `provenance` says how the edit came about."""
-    about = {"row_normalization": edit.row_normalization, "rank": edit.rank, "provenance": dict(provenance)}
+    about = {
+        "row_normalization": edit.row_normalization,
+        "rank": edit.rank,
+        "keep_norm": edit.keep_norm,
+        "provenance": dict(provenance),
+    }
     readable = {
         "digest": edit.digest(),
         "scope": edit.scope,
@@ -26,6 +31,7 @@ def save_edit(folder: Path, edit: Edit, provenance: Mapping[str, Any]) -> None:
         "strengths": {name: values.tolist() for name, values in edit.strengths.items()},
         **({} if edit.experts is None else {"experts": edit.experts.tolist()}),
         **{f"parts of {name}": values.tolist() for name, values in edit.parts.items()},
+        **{f"added at {site}, norm": float(edit.shifts[site.component][site.layer].norm()) for site in edit.shifted},
     }
     write_tensors(folder / "edit.safetensors", edit.tensors(), about)
     write_json(folder / "edit.json", {**about, **readable})
@@ -34,7 +40,9 @@ def save_edit(folder: Path, edit: Edit, provenance: Mapping[str, Any]) -> None:
 def load_edit(path: Path, n_layers: int, d_model: int) -> tuple[Edit, dict[str, Any]]:
     """Read `(edit, provenance)`; `UserError` where it is missing or belongs to a model of another shape."""
     if not path.exists():
-        raise UserError(f"there is no edit at {path}", mend="run `iconoclast-tl search` into this folder first")
+        raise UserError(
+            f"there is no edit at {path}", mend="run `iconoclast-tl search` into this folder first, or `preview --keep`"
+        )
     tensors, about = read_tensors(path)
     if "directions" not in tensors or "row_normalization" not in about:
         raise UserError(f"{path} holds no edit", got=", ".join(tensors), want="an edit.safetensors of this tool")
@@ -54,5 +62,7 @@ def load_edit(path: Path, n_layers: int, d_model: int) -> tuple[Edit, dict[str, 
         {name: tensors[f"gains.{name}"] for name in COMPONENTS if f"gains.{name}" in tensors},
         tensors.get("experts"),
         {name: tensors[f"parts.{name}"] for name in COMPONENTS if f"parts.{name}" in tensors},
+        {name: tensors[f"shifts.{name}"] for name in COMPONENTS if f"shifts.{name}" in tensors},
+        about.get("keep_norm", False),  # files of earlier versions do not say
     )
     return edit, about["provenance"]

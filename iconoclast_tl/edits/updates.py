@@ -2,7 +2,8 @@
 
 For candidate c, with s what the site's module writes (`output`, y) or reads (`input`, x):
 
-    y' = y − Σ_k λ[c, k] · ( (s · R[c, k]) W[c, k] + κ[c, k] )
+    z  = y − Σ_k λ[c, k] · ( (s · R[c, k]) W[c, k] + κ[c, k] )
+    y' = z + shift[c],    or (‖y‖ / ‖z‖) z + shift[c] where candidate c keeps norms
 
     plain and affine   s = y,  R = V,       W = V,     κ = −centre · V
     pre                s = y,  R = V D⁻¹,   W = V D,   κ = (V b − centre) V − (R · b) W      (D: row norms, b: bias)
@@ -25,10 +26,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from iconoclast_tl.edits.edit import Edit
+from iconoclast_tl.edits.edit import Edit, SiteEdit
 from iconoclast_tl.edits.factors import factors
 from iconoclast_tl.models.hook_points import HookedModule
 from iconoclast_tl.models.reading import of_columns, read_along
@@ -49,13 +50,20 @@ class SiteUpdate:
     """Factors of λ at each routed expert; None where all are 1."""
     offsets: Float[Tensor, "candidate k part"] | None = None
     """V b / P − c_p where heads or neurons have strengths of their own, and R is V W without them; None elsewhere."""
+    shifts: Float[Tensor, "shifted d_model"] | None = None
+    """What is added, by candidate, or one for all; it has no strength. None where nothing is."""
+    keep_norm: Bool[Tensor, "kept"] | None = None
+    """Which candidates keep norms; None where none does."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is projected: an addition alone."""
+        return not self.reads.shape[1]
 
     def to(self, device: torch.device) -> SiteUpdate:
         """The same on another device."""
-        constants, experts, offsets = (
-            None if part is None else part.to(device) for part in (self.constants, self.experts, self.offsets)
-        )
-        return SiteUpdate(self.reads.to(device), self.writes.to(device), constants, self.source, experts, offsets)
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return SiteUpdate(**{**vars(self), **tensors})
 
     def with_strengths(self, strengths: Float[Tensor, "candidate k part"]) -> SiteUpdate:
         """Strengths of parts taken into R and κ, so that what is left is 1 for all; gradients reach them."""
@@ -63,7 +71,9 @@ class SiteUpdate:
         reads, writes = self.reads.to(strengths.dtype), self.writes.to(strengths.dtype)
         scaled = (strengths * self.offsets.to(strengths)).sum(-1, keepdim=True) * writes
         reads = reads * of_columns(strengths, reads.shape[-1])
-        return SiteUpdate(reads, writes.expand(len(reads), -1, -1), scaled, "input")
+        return SiteUpdate(
+            reads, writes.expand(len(reads), -1, -1), scaled, "input", shifts=self.shifts, keep_norm=self.keep_norm
+        )
 
 
 @dataclass(frozen=True)
@@ -99,11 +109,29 @@ def apply_update(
     dtype = torch.promote_types(torch.promote_types(y.dtype, torch.float32), strengths.dtype)
     states, read = y.to(dtype).reshape(len(y), -1, y.shape[-1]), source.to(dtype).reshape(len(y), -1, source.shape[-1])
     per_row = strengths.to(dtype)[:1] if rows is None else strengths.to(dtype)[rows][:, None, :]
-    if rows is None or len(update.reads) == len(update.writes) == 1:
+    if update.is_empty:
+        result = states
+    elif rows is None or len(update.reads) == len(update.writes) == 1:
         result = _shared_vectors(states, read, update, per_row)
     else:
         result = _own_vectors(states, read, update, per_row, rows)
+    if update.keep_norm is not None:
+        result = result * _restoring(states, result, _of_candidates(update.keep_norm[:, None], rows))
+    if update.shifts is not None:
+        result = result + _of_candidates(update.shifts.to(result.dtype), rows)
     return result.reshape(y.shape).to(y.dtype)
+
+
+def _restoring(before: Tensor, after: Tensor, kept: Bool[Tensor, "#row 1 1"]) -> Float[Tensor, "row pos 1"]:
+    """‖y‖ / ‖z‖ in the rows that keep norms, and 1 in the others and where nothing is left."""
+    length = after.norm(dim=-1, keepdim=True)
+    ratio = before.norm(dim=-1, keepdim=True) / length.clamp(min=torch.finfo(length.dtype).tiny)
+    return torch.where(kept & (length > 0), ratio, torch.ones_like(ratio))
+
+
+def _of_candidates(values: Shaped[Tensor, "candidate d"], rows: Tensor | None) -> Shaped[Tensor, "#row 1 d"]:
+    """Every row's candidate's, to be broadcast over positions; one row where all share them."""
+    return (values[:1] if rows is None or len(values) == 1 else values[rows])[:, None]
 
 
 def _shared_vectors(states: Tensor, read: Tensor, update: SiteUpdate, strengths: Tensor) -> Tensor:
@@ -192,6 +220,15 @@ def stack_updates(candidates: Sequence[Updates]) -> Updates:
 
 def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdate, Tensor]:
     at = edit.at(site)
+    update, strengths = _projection(edit, at, site, where)
+    shifts = None if at.shift is None else at.shift[None]
+    keeps = torch.ones(1, dtype=torch.bool) if edit.keep_norm and not update.is_empty else None
+    return replace(update, shifts=shifts, keep_norm=keeps), strengths
+
+
+def _projection(edit: Edit, at: SiteEdit, site: Site, where: HookedModule) -> tuple[SiteUpdate, Tensor]:
+    if not len(at.directions):
+        return SiteUpdate(at.directions[None], at.directions[None], None), at.strengths[None]
     if at.parts is not None:
         used = (edit.strengths[site.component][:, site.layer] != 0) & edit.vectors(site).any(-1)
         update = part_update(at.directions, edit.own_centres(site)[used], site, where.module)
@@ -201,7 +238,7 @@ def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdat
         experts = None if at.experts is None or where.experts is None else at.experts[None]
         return replace(update, experts=experts), at.strengths[None]
     weight, bias = dense_weight(where.module)
-    change = factors(at, weight, bias, "full", edit.rank)
+    change = factors(replace(at, shift=None), weight, bias, "full", edit.rank)  # what is added stands by itself
     constants = None
     if change.bias is not None:
         constants = torch.zeros_like(change.b.T)
@@ -211,6 +248,18 @@ def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdat
 
 
 def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -> tuple[SiteUpdate, Tensor]:
+    given = [one if one[0] is not None and not one[0].is_empty else (None, None) for one in candidates]
+    updates = [update for update, _ in candidates]
+    shifts = _stack_changes([None if update is None else update.shifts for update in updates])
+    keeps = _stack_changes([None if update is None else update.keep_norm for update in updates])
+    if all(update is None for update, _ in given):  # additions alone
+        empty, none = next((update, none) for update, none in candidates if update is not None and none is not None)
+        return replace(empty, shifts=shifts, keep_norm=keeps), none.expand(len(candidates), -1)
+    update, strengths = _stack_projections(given)
+    return replace(update, shifts=shifts, keep_norm=keeps), strengths
+
+
+def _stack_projections(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -> tuple[SiteUpdate, Tensor]:
     first = next(update for update, _ in candidates if update is not None)
     updates = [first if update is None else update.to(first.reads.device) for update, _ in candidates]
     if len({(update.source, update.offsets is None) for update in updates}) > 1:
@@ -232,6 +281,14 @@ def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -
     kappa = constants if bool(constants.any()) else None
     experts = _stack_factors([update.experts for update in updates])
     return SiteUpdate(reads, writes, kappa, first.source, experts, offsets), torch.cat(strengths)
+
+
+def _stack_changes(values: Sequence[Tensor | None]) -> Shaped[Tensor, "candidate *d_model"] | None:
+    """What is done beside a projection; zeros, or False, of candidates that do nothing of the kind."""
+    some = next((value for value in values if value is not None), None)
+    if some is None:
+        return None
+    return _shared(torch.cat([torch.zeros_like(some) if one is None else one.to(some) for one in values]))
 
 
 def _stack_factors(factors: Sequence[Tensor | None]) -> Float[Tensor, "candidate part"] | None:

@@ -34,9 +34,13 @@ WRAPPED = "base_model.model."
 
 
 def save_adapter(fold: Fold, model: LoadedModel, folder: Path) -> None:
-    """Write the adapter atomically, readable by plain `peft`; the model is as before when it returns."""
+    """Write the adapter atomically, readable by plain `peft`; the model is as before when it returns.
+
+    Raises `UserError` where it would have to give a layer a bias that PEFT cannot give it.
+    """
     from peft import get_peft_model
 
+    _require_carriers(fold, model)
     with _unloaded_after(model.hf), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lora_bias=True.*")  # the base has no bias: as intended
         warnings.filterwarnings("ignore", message=".*have invalid shape.*")  # a bias is one-dimensional
@@ -110,6 +114,18 @@ def _config(fold: Fold, model: LoadedModel) -> Any:
         inference_mode=True,
         base_model_name_or_path=model.name,
     )
+
+
+def _require_carriers(fold: Fold, model: LoadedModel) -> None:
+    """Only what is carried as a module gets a bias that the base lacks: beside experts PEFT adds none."""
+    for change in fold.changes:
+        if change.has_bias and change.matrix.bias is None and _carrier(change, fold, model) != "module":
+            raise UserError(
+                f"an adapter cannot give {change.matrix.module} a bias",
+                got="a constant to add there, no bias in the base, and experts edited beside it or of the same name",
+                want="a layer that has a bias, or a model without experts",
+                mend="keep it a preview",
+            )
 
 
 def _carrier(change: Change, fold: Fold, model: LoadedModel) -> Literal["module", "parameter", "whole"]:

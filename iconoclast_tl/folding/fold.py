@@ -10,6 +10,7 @@ from torch import Tensor
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.factors import Along, Factors, along, factors
+from iconoclast_tl.folding.additions import as_writes
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.models.loading import LoadedModel
@@ -41,6 +42,11 @@ class Change:
         return any(one.bias is not None for one in self.factors)
 
     @property
+    def is_projection(self) -> bool:
+        """Whether weights change: an addition alone changes a bias only."""
+        return any(bool(one.b.any()) for one in self.factors)
+
+    @property
     def rank(self) -> int:
         """Rank of the LoRA pair of each expert."""
         return max(one.rank for one in self.factors)
@@ -55,26 +61,28 @@ class Fold:
     @property
     def n_matrices(self) -> int:
         """Edited matrices, every expert counted that is not left alone."""
-        return sum(bool(one.b.any()) for change in self.changes for one in change.factors)
+        return sum(bool(one.b.any()) or one.bias is not None for change in self.changes for one in change.factors)
 
     @property
     def has_bias(self) -> bool:
-        """Whether any matrix's bias changes (affine edits, or a base bias along the direction)."""
+        """Whether any matrix's bias changes (affine edits, additions, or a base bias along the direction)."""
         return any(change.has_bias for change in self.changes)
 
     @property
     def residual_fraction(self) -> dict[str, float]:
-        """By the path of the parameter, without `.weight`."""
-        return {change.matrix.path.removesuffix(".weight"): change.residual_fraction for change in self.changes}
+        """By the path of the parameter, without `.weight`, where anything is projected out of it."""
+        projected = [change for change in self.changes if change.is_projection]
+        return {change.matrix.path.removesuffix(".weight"): change.residual_fraction for change in projected}
 
 
 def make_fold(edit: Edit, model: LoadedModel) -> Fold:
     """Factors of `edit` for every matrix it touches; sites with strength 0 are left out.
 
-    Raises `UserError` for what cannot be folded (`require_foldable`, `require_experts_at_hand`), quantised weights, and
-    what experts cannot carry (`require_carried`).
+    Raises `UserError` for what cannot be folded (`require_foldable`, `require_experts_at_hand`, `as_writes`), quantised
+    weights, and what experts cannot carry (`require_carried`).
     """
     require_foldable(edit)
+    edit = as_writes(edit, model.hf)
     require_experts_at_hand(model.hf, edit.components)
     writers = require_writers(model.hf, edit.components)
     fold = Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
@@ -84,15 +92,27 @@ def make_fold(edit: Edit, model: LoadedModel) -> Fold:
 
 
 def require_foldable(edit: Edit) -> None:
-    """Raise `UserError` for an edit of scope `stream` (o_proj and down_proj cannot do what it does) or of nothing."""
+    """Raise `UserError` for what o_proj and down_proj cannot do, whatever the model, and for an edit of nothing."""
     if edit.scope == "stream":
         raise UserError(
             "an edit of scope stream cannot be folded",
             got="strengths on resid_pre",
             want="scope writers: o_proj and down_proj can only change what they write",
         )
+    if edit.keep_norm:
+        raise kept_norms_cannot_be_folded()
     if not edit.sites:
         raise nothing_edited()
+
+
+def kept_norms_cannot_be_folded() -> UserError:
+    """What is said where norms are to be kept in weights."""
+    return UserError(
+        "an edit that keeps norms cannot be folded",
+        got="edit.keep_norm",
+        want="an edit that is linear in what is written: by how much each token is scaled depends on the token",
+        mend="leave --keep-norm out, or keep row norms of the weights by edit.row_normalization=full",
+    )
 
 
 def nothing_edited() -> UserError:

@@ -80,9 +80,9 @@ def require_mergeable_bias(hf: Any, writers: Iterable[Writer]) -> None:
         return
     raise UserError(
         f"merged weights of {type(hf).__name__} cannot carry this edit's bias",
-        got="an affine edit and layers without a bias",
+        got="an edit that adds a constant (affine, or an addition) and layers without a bias",
         want=f"a configuration with {' and '.join(BIAS_FLAGS)} that gives them one",
-        mend="use the adapter, which carries it, or edit.affine=false",
+        mend="use the adapter, which carries it, or add no constant (edit.affine=false)",
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.factors import Along, along, factors
+from iconoclast_tl.folding.additions import as_writes
 from iconoclast_tl.folding.fold import nothing_edited, require_carried, require_foldable, require_one_linear
 from iconoclast_tl.folding.merge import BIAS_FLAGS, added_biases, apply_factors, require_mergeable_bias
 from iconoclast_tl.foundation.errors import UserError
@@ -68,20 +69,21 @@ class FileMerge:
 def plan_merge(edit: Edit, hf: Any, source: Path) -> FileMerge:
     """Where the files of `source` hold what `edit` changes; `hf` is its model, weights or not (`models.stored`).
 
-    Raises `UserError` for what cannot be folded (`require_foldable`, `require_carried`), for matrices that the files
-    hold in a way that cannot be edited in place, and for a bias that the architecture cannot have.
+    Raises `UserError` for what cannot be folded (`require_foldable`, `as_writes`, `require_carried`), for matrices that
+    the files hold in a way that cannot be edited in place, and for a bias that the architecture cannot have.
     """
     require_foldable(edit)
+    edit = as_writes(edit, hf)
     known = require_writers(hf, edit.components)
     writers = {site: known[site] for site in edit.sites}
-    affine = {site: writer for site, writer in writers.items() if bool(edit.at(site).centres.any())}
-    require_carried(affine, True, edit.row_normalization)
+    constant = {site: writer for site, writer in writers.items() if edit.at(site).adds_constant}
+    require_carried(constant, True, edit.row_normalization)
     require_carried(writers, False, edit.row_normalization)
     for site, writer in writers.items():
         require_one_linear(edit, site, writer)
-    lacks_bias = any(matrix.bias is None for writer in affine.values() for matrix in writer.matrices)
+    lacks_bias = any(matrix.bias is None for writer in constant.values() for matrix in writer.matrices)
     if lacks_bias:
-        require_mergeable_bias(hf, affine.values())
+        require_mergeable_bias(hf, constant.values())
     parts = [part for part in stored_parts(writers, hf, source) if _is_edited(edit, part)]
     if not parts:
         raise nothing_edited()
@@ -117,8 +119,9 @@ def merge_files(plan: FileMerge, folder: Path, track: Track = silent) -> dict[st
         added = {}
         for part in track(plan.parts, "merge", len(plan.parts)):
             share, bias = _merge_part(plan.edit, part, plan.source, temporary)
-            name = part.matrix.path.removesuffix(".weight")
-            left[name] = left.get(name, Along()) + share
+            if len(plan.edit.at(part.site).directions):  # an addition alone takes nothing out
+                name = part.matrix.path.removesuffix(".weight")
+                left[name] = left.get(name, Along()) + share
             if bias is not None:
                 added[f"{part.matrix.module}.bias"] = bias
         if plan.zeros:

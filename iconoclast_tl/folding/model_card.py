@@ -7,14 +7,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-CHANGED = {
+Goal = Literal["suppress", "strengthen", "steer"]
+"""What an edit is for: a search's goal, or neither of both, such as an addition that was previewed and kept."""
+CHANGED: Mapping[Goal, str] = {
     "suppress": "was ablated from what its attention and MLP blocks write into the residual stream",
     "strengthen": "was amplified in what its attention and MLP blocks write into the residual stream",
+    "steer": "was changed, or another one added, in what its blocks write into the residual stream, as the table says",
 }
-"""What was done to the direction, by the goal of the search."""
-WARNED = {
+"""What was done to the direction, by the goal."""
+WARNED: Mapping[Goal, str] = {
     "suppress": "Where the behaviour is a safeguard, this model lacks it: do not put it in front of users.",
     "strengthen": "This model shows the behaviour more than its makers meant it to: do not put it in front of users.",
+    "steer": "This model does not behave as its makers meant it to: do not put it in front of users.",
 }
 """What that means for its use."""
 
@@ -23,13 +27,13 @@ def model_card(
     kind: str,
     base: str,
     behaviour: str,
-    goal: Literal["suppress", "strengthen"],
+    goal: Goal,
     recipe: Mapping[str, Any],
     results: Mapping[str, Any] | None,
 ) -> str:
     """Markdown with the metadata block that the hub reads.
 
-    kind: `adapter` or `merged`. behaviour: its name. goal: of the search. recipe: how the edit was made, for the table.
+    kind: `adapter` or `merged`. behaviour: its name. goal: of the edit. recipe: how the edit was made, for the table.
     results: the contents of results.json, or None where nothing was measured yet, which the card then says.
     """
     header = ["---", f"base_model: {base}", "tags:", "- iconoclast_tl", "- interpretability", "- model-edit"]

@@ -71,10 +71,23 @@ def card_recipe(directions: Directions, edit: Edit, trial: Mapping[str, Any], se
     return {
         "directions": ", ".join(f"{name} {value}" for name, value in estimated.items() if value is not None),
         "estimated on": directions.provenance.get("model", "unknown"),
-        "edit": f"{'affine' if edit.is_affine else 'plain'}, row normalisation {edit.row_normalization}",
+        "edit": _kind(edit),
+        **({"added": _added(trial.get("added", {}))} if edit.shifted else {}),
         "sites": ", ".join(str(site) for site in edit.sites),
         "search": ", ".join(_searched(search, trial)),
     }
+
+
+def _kind(edit: Edit) -> str:
+    if not any(len(edit.at(site).directions) for site in edit.sites):
+        return "an addition alone"
+    return f"{'affine' if edit.is_affine else 'plain'}, row normalisation {edit.row_normalization}"
+
+
+def _added(about: Mapping[str, Any]) -> str:
+    if not about:  # of an edit that was not made by `preview`
+        return "a constant"
+    return f"{about['coefficient']:+.4g} v at residual point {about['point']}, v: {about['direction']}"
 
 
 def _rule(search: SearchConfig) -> str:
@@ -89,6 +102,8 @@ def _of_its_own(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _searched(search: SearchConfig, trial: Mapping[str, Any]) -> list[str]:
+    if "previewed" in trial:
+        return [f"none: previewed and kept, {trial['previewed']}"]
     if "heads" in trial:  # of an attribution
         return [f"none: {len(trial['heads'])} heads by {trial['by']}, λ = 1", *trial["heads"]]
     method = "gradient" if search.method == "gradient" else f"{search.method}, {search.trials} trials"

@@ -65,6 +65,8 @@ def fidelity_table(fidelity: Mapping[str, Any]) -> Table:
 def edited_line(edited: Mapping[str, Any]) -> str:
     """How many matrices were edited, and how much of the direction they keep."""
     shares, n = list(edited["residual_fraction"].values()), edited["n_matrices"]
+    if not shares:
+        return f"{n} {'bias' if n == 1 else 'biases'} edited, no matrix: an addition alone"
     return f"{n} matrices edited; share of the direction left in them: {min(shares):.3f} to {max(shares):.3f}"
 
 

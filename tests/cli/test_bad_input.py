@@ -297,6 +297,17 @@ def test_settings_of_the_environment(cli: Cli, common: list[str], monkeypatch: p
         (["--point", "3"], "--point 3 is outside 0..2"),
         (["--point", "nan"], "--point nan is outside 0..2"),
         (["--strength", "nan"], "--strength is not a finite number"),
+        (["--coefficient", "inf"], "--coefficient is not a finite number"),
+        (["--add-point", "2"], "--add-point 2 is outside 0..1: got a model with 2 layers, which read points 0 to 1"),
+        (["--add-point=-1"], "--add-point -1 is outside 0..1"),
+        (["--calibrate", "1"], "--calibrate is no quantile: got 1.0; want between 0 and 1"),
+        (["--coefficient", "2", "--point", "1"], "an addition alone ablates nothing: got --point; say where to add by"),
+        (
+            ["--add-point", "1", "--affine", "--keep-norm"],
+            "an addition alone ablates nothing: got --affine, --keep-norm",
+        ),
+        (["--chosen", "--keep"], "--chosen shows the chosen edit as it is: got --keep;"),
+        (["--chosen", "--add-point", "1"], "--chosen shows the chosen edit as it is: got --add-point;"),
         (["--chosen"], "there is no edit at"),
         (["--chosen", "--strength", "1"], "--chosen shows the chosen edit as it is: got --strength;"),
         (

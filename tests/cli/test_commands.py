@@ -86,6 +86,92 @@ def test_a_preview_may_try_what_the_folder_is_not(cli: Cli, common: list[str]) -
     assert nothing["edited"]["kl_sequence"]["value"] == pytest.approx(0, abs=1e-9)
 
 
+def test_an_addition_is_previewed_kept_folded_and_evaluated(cli: Cli, common: list[str]) -> None:
+    shown = cli("preview", *common, "--add-point", 1, "--coefficient", -3, "--keep", "--out", "run", "--json")
+    assert shown.code == 0, shown.err
+    assert shown.err == "kept: iconoclast-tl fold --out run\n"
+    result = json.loads(shown.out)
+    assert result["added"] == {"point": 1, "coefficient": -3.0, "direction": "the run's own"}
+    assert result["edited"]["kl_sequence"]["value"] > 0
+    chosen = json.loads(cli("preview", "--chosen", "--out", "run", "--json").out)
+    assert chosen["edited"] == result["edited"]
+    folded = cli("fold", "--merge", "--out", "run", "--json")
+    assert folded.code == 0, folded.err
+    assert json.loads(folded.out)["ok"]
+    assert cli("evaluate", "--out", "run").code == 0
+    card = Path("run/adapter/README.md").read_text()
+    assert "| added | -3 v at residual point 1, v: the run's own |" in card
+    assert "| edit | an addition alone |" in card
+    assert "was changed, or another one added" in card
+    assert "1 bias edited, no matrix" in cli("merge", "--out", "run").out
+    first = json.loads(Path("run/results.json").read_text())
+    assert first["fidelity"]["ok"]
+    assert first["chosen"]["rule"] == "previewed and kept"
+    assert cli("preview", "--strength", -1, "--keep", "--out", "run").code == 0  # another edit: what was made goes
+    second = json.loads(Path("run/results.json").read_text())
+    assert second["chosen"]["edit"] != first["chosen"]["edit"]
+    assert (second["fidelity"], second["evaluated"]) == (None, None)
+    assert not Path("run/adapter").exists()
+    assert cli("fold", "--out", "run").code == 0
+    assert "was amplified in what" in Path("run/adapter/README.md").read_text()
+
+
+def test_the_gap_between_the_sides_is_the_default_and_zero_does_nothing(cli: Cli, common: list[str]) -> None:
+    shown = json.loads(cli("preview", *common, "--add-point", 1, "--out", "run", "--json").out)
+    assert shown["added"]["coefficient"] > 0
+    nothing = cli("preview", "--add-point", 1, "--coefficient", 0, "--out", "run", "--json")
+    assert json.loads(nothing.out)["edited"]["kl_sequence"]["value"] == pytest.approx(0, abs=1e-9)
+    kept = cli("preview", "--add-point", 1, "--coefficient", 0, "--keep", "--out", "run")
+    assert "the edit changes nothing" in kept.error
+
+
+def test_one_direction_is_added_while_another_is_ablated(cli: Cli, common: list[str], prompts: list[str]) -> None:
+    """That of a run on other prompts; along the ablated one itself nothing may be added."""
+    other = [*common[:2], "--target", prompts[3], "--neutral", prompts[1], "--set", "directions.estimator=median"]
+    assert cli("collect", *common, "--out", "run").code == 0
+    assert cli("directions", *other, "--out", "other").code == 0
+    added = ["--add-from", "other/directions.safetensors", "--add-point", 1, "--out", "run"]
+    refused = cli("preview", *added, "--coefficient", 2)
+    assert (refused.code, refused.out) == (2, "")
+    assert "lies too much along the one that is ablated: got an overlap |cos| of" in refused.error
+    assert (
+        "and no coefficient; pass --coefficient; along the run's own direction the sides lie"
+        in cli("preview", *added).error
+    )
+    shown = cli("preview", *added, "--coefficient", 2, "--set", "edit.max_overlap=1", "--json")
+    assert shown.code == 0, shown.err
+    result = json.loads(shown.out)["added"]
+    assert 0.5 < result["overlap"] <= 1
+    assert result["direction"] == "other/directions.safetensors"
+    alone = json.loads(cli("preview", *added, "--coefficient", 2, "--strength", 0, "--json").out)
+    assert "overlap" not in alone["added"]
+    assert cli("preview", "--add-from", "nowhere", "--coefficient", 2, "--out", "run").code == 2
+
+
+def test_what_cannot_be_folded_is_kept_and_says_so(cli: Cli, common: list[str]) -> None:
+    kept = cli("preview", *common, "--keep-norm", "--calibrate", 0.9, "--keep", "--out", "run")
+    assert kept.code == 0, kept.err
+    assert "kept for `evaluate` and `preview --chosen`; an edit that keeps norms cannot be folded" in kept.err
+    assert "calibrated at 0.9, writers, norms kept" in kept.out
+    assert "an edit that keeps norms cannot be folded" in cli("fold", "--out", "run").error
+    assert cli("evaluate", "--out", "run").code == 0
+    assert (
+        "does not fall into parts: got edit.keep_norm"
+        in cli("attribute", "--score", "projection", "--out", "run").error
+    )
+    searched = cli("search", *common, "--set", "edit.keep_norm=true", "--out", "other")
+    assert "an edit that keeps norms cannot be folded" in searched.error
+
+
+def test_a_searched_folder_keeps_its_own_edit(cli: Cli, common: list[str]) -> None:
+    assert cli("preview", *common, "--out", "run").code == 0
+    Path("run/trace.json").write_text("{}")
+    before = content(Path("run"))
+    refused = cli("preview", "--keep", "--out", "run")
+    assert "holds a search, which chose its edit" in refused.error
+    assert content(Path("run")).keys() == before.keys()
+
+
 @pytest.mark.parametrize("way", ["option", "set", "environment", "recipe"])
 def test_the_default_folder_has_the_models_name(
     cli: Cli, common: list[str], model: Path, monkeypatch: pytest.MonkeyPatch, way: str

@@ -18,6 +18,18 @@ def edited_write(y: Tensor, directions: Tensor, strengths: Tensor, centres: Tens
     return result
 
 
+def steered_write(
+    y: Tensor, directions: Tensor, strengths: Tensor, centres: Tensor, keep_norm: bool, shift: Tensor
+) -> Tensor:
+    """The same, then every position scaled to the length it had, then the constant added."""
+    result = edited_write(y, directions, strengths, centres)
+    for before, after in zip(y.reshape(-1, y.shape[-1]), result.view(-1, y.shape[-1]), strict=True):
+        if keep_norm and float(after.norm()) > 0:
+            after *= float(before.norm()) / float(after.norm())
+        after += shift
+    return result
+
+
 def edited_weight(weight: Tensor, v: Tensor, strength: float, row_normalization: str) -> Tensor:
     """W' for one direction, untruncated: Heretic's three row normalisations by their definitions, in float64."""
     w, v = weight.double(), v.double()
