@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench-peers bench-costs bench-memory bench-gpu bench-heads study-heads
+.PHONY: demo test check format bench-peers bench-costs bench-memory bench-gpu bench-heads bench-directions
+.PHONY: study-heads study-directions
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,3 +54,11 @@ bench-heads: $(INSTALLED)
 # How many heads carry a behaviour, and what edits of them cost: fifteen organisms, an hour and more; stopped, it continues.
 study-heads: $(INSTALLED)
 	$(BIN)/python -m experiments.heads.study
+
+# Time and memory of every estimator of directions at the size of a model of 8 billion parameters, in minutes.
+bench-directions: $(INSTALLED)
+	$(BIN)/python -m experiments.directions.costs
+
+# What every estimator is worth on four organisms, one of them with two mechanisms: some ten minutes; stopped, it continues.
+study-directions: $(INSTALLED)
+	$(BIN)/python -m experiments.directions.study

@@ -20,12 +20,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "workspace": ("Workspace", "open_workspace"),
-    "prepare": ("collect", "estimate", "uniform_edit"),
+    "prepare": ("collect", "uniform_edit"),
+    "direction_job": ("diagnose", "estimate"),
     "pipeline": ("evaluate", "evaluate_model", "preview_edit", "run", "search"),
     "export": ("fold", "merge"),
     "attribution_job": ("attribute",),
     "directions.directions": ("Directions",),
-    "directions.estimate": ("DirectionConfig", "estimate_directions"),
+    "directions.config": ("DirectionConfig",),
+    "directions.estimate": ("estimate_directions",),
     "edits.addition": ("Addition", "make_addition", "mean_gap", "with_addition"),
     "edits.edit": ("Edit", "EditConfig", "make_edit"),
     "edits.hooks": ("preview",),

@@ -18,6 +18,7 @@ from iconoclast_tl.attribution.matching import matched
 from iconoclast_tl.attribution.parts import Part, model_parts
 from iconoclast_tl.attribution.study import Ask, Study, study
 from iconoclast_tl.attribution.subject import make_subject
+from iconoclast_tl.direction_job import estimate
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.directions.separation import best_point
@@ -30,7 +31,7 @@ from iconoclast_tl.models.hook_points import HookedModule, hf_sites
 from iconoclast_tl.models.parts import neurons
 from iconoclast_tl.models.reading import read_along
 from iconoclast_tl.models.sites import Site
-from iconoclast_tl.prepare import chosen_edit, collect, drop_of_other_edit, estimate, uniform_edit
+from iconoclast_tl.prepare import chosen_edit, collect, drop_of_other_edit, uniform_edit
 from iconoclast_tl.prompts.chat import Tokens
 from iconoclast_tl.report.attribution import AttributionReport
 from iconoclast_tl.run_folder import RunFolder

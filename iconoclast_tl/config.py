@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -23,12 +23,12 @@ from pydantic_settings.exceptions import SettingsError
 
 from iconoclast_tl.activations.collect import ActivationConfig
 from iconoclast_tl.attribution.config import AttributionConfig
-from iconoclast_tl.directions.estimate import DirectionConfig
+from iconoclast_tl.directions.config import DirectionConfig
 from iconoclast_tl.edits.edit import EditConfig
 from iconoclast_tl.evaluation.suite import EvaluationConfig
 from iconoclast_tl.folding.fold import FoldConfig
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.foundation.stage_config import StageConfig, expectation, is_changeable
+from iconoclast_tl.foundation.stage_config import Changeable, StageConfig, expectation, is_changeable
 from iconoclast_tl.models.loading import ModelConfig
 from iconoclast_tl.prompts.contrast import PromptConfig
 from iconoclast_tl.search.config import SearchConfig
@@ -44,7 +44,8 @@ class Settings(StageConfig):
     model: ModelConfig = ModelConfig()
     prompts: PromptConfig = PromptConfig()
     activations: ActivationConfig = ActivationConfig()
-    directions: DirectionConfig = DirectionConfig()
+    directions: Annotated[DirectionConfig, Changeable] = DirectionConfig()
+    """May change until a search has gone by them, which is checked where they are estimated."""
     edit: EditConfig = EditConfig()
     attribution: AttributionConfig = AttributionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -266,7 +267,9 @@ def _require_first_trials(settings: Settings) -> None:
 
 def _fixed_keys(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in config.model_fields.items():
+        if is_changeable(config, name):
+            continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _fixed_keys(field.annotation, f"{prefix}{name}.")
-        elif not is_changeable(config, name):
+        else:
             yield f"{prefix}{name}"

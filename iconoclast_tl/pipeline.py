@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast_tl.activations.store import Activations
+from iconoclast_tl.direction_job import estimate
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.edit import Edit
@@ -23,7 +24,7 @@ from iconoclast_tl.folding.fold import require_experts_at_hand
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json, write_jsonl
 from iconoclast_tl.model_cards import write_cards
-from iconoclast_tl.prepare import collect, drop_of_other_edit, estimate, uniform_edit
+from iconoclast_tl.prepare import collect, drop_of_other_edit, uniform_edit
 from iconoclast_tl.report.results import provenance, search_part
 from iconoclast_tl.search.pareto import Candidate, choose, take
 from iconoclast_tl.search.search import Found, find
@@ -43,7 +44,7 @@ def run(workspace: Workspace) -> dict[str, Any]:
     return evaluate(workspace, edit)
 
 
-# 1 and 2, collect and directions: `iconoclast_tl.prepare` ----------------------------------------------------------
+# 1 and 2, collect and directions: `prepare`, `direction_job` ----------------------------------------------------------
 
 
 # 3. Preview ---------------------------------------------------------------------------------------------------------

@@ -20,9 +20,7 @@ from iconoclast_tl.activations.store import (
     load_activations,
     streamed_activations,
 )
-from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
-from iconoclast_tl.directions.estimate import estimate_directions
-from iconoclast_tl.directions.separation import separation
+from iconoclast_tl.directions.directions import Directions, load_directions
 from iconoclast_tl.edits.addition import Addition, mean_gap
 from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.profiles import uniform
@@ -91,44 +89,6 @@ def _activation_key(workspace: Workspace) -> str:
     )
 
 
-def estimate(workspace: Workspace, activations: Activations) -> Directions:
-    """One direction per residual point from the train prompts, with its separation on val; or those of a named file."""
-    config = workspace.settings.directions
-    model = workspace.model
-    if config.file is not None:
-        directions = load_directions(Path(config.file), model.n_layers, model.d_model)
-        if directions.provenance.get("fingerprint", model.fingerprint) != model.fingerprint:
-            other = directions.provenance.get("model", "another model")
-            workspace.say(f"warning: the directions in {config.file} were estimated on other weights ({other})")
-    else:
-        vectors = estimate_directions(activations.target_train, activations.neutral_train, config)
-        directions = Directions(
-            vectors,
-            separation(vectors, activations.target_val, activations.neutral_val),
-            {
-                "model": workspace.settings.model.name,
-                "fingerprint": model.fingerprint,
-                "prompts": workspace.contrast.digests(),
-                "directions": config.model_dump(mode="json"),
-            },
-        )
-    if not bool(directions.vectors.any()):
-        raise UserError(
-            "target and neutral prompts hold the same activations everywhere",
-            want="prompts that the model tells apart at their last token",
-        )
-    known = (workspace.folder.read_manifest() or {}).get("directions")
-    if known not in (None, directions.digest()) and workspace.folder.is_searched:
-        raise UserError(
-            f"the search in {workspace.folder.path} was made with other directions",
-            got=f"a changed {config.file}" if config.file else "directions that came out differently",
-            mend="restore them or pass another --out",
-        )
-    save_directions(workspace.folder.directions, directions)
-    workspace.remember(directions=directions.digest())
-    return directions
-
-
 def uniform_edit(
     workspace: Workspace,
     directions: Directions,
@@ -137,7 +97,7 @@ def uniform_edit(
     strength: float,
     layers: range | list[int],
 ) -> Edit:
-    """One residual point's direction with the same strength at both writers of `layers` (calibrated, where that is
+    """One residual point's directions with the same strength at both writers of `layers` (calibrated, where that is
     set), exact (no row normalisation).
     """
     n_layers = directions.n_layers
@@ -150,8 +110,9 @@ def uniform_edit(
         )
     config = workspace.settings.edit.model_copy(update={"row_normalization": "none"})
     strengths: dict[Component, Tensor] = {c: uniform(strength, list(layers), n_layers) for c in WRITERS}
-    vectors = directions.at(point).expand(1, n_layers, -1)
-    return make_edit(vectors, strengths, config, workspace.ground(activations))
+    vectors = directions.span(point)[:, None].expand(-1, n_layers, -1)
+    weights = directions.weights_at(point)[:, None].expand(-1, n_layers)
+    return make_edit(vectors, strengths, config, workspace.ground(activations, directions.position), weights)
 
 
 def addition(
@@ -170,7 +131,8 @@ def addition(
     """
     if coefficient is None:
         own = directions.at(point)
-        gap = mean_gap(own, activations.target_train[:, point], activations.neutral_train[:, point])
+        residuals = activations.at_or_last(directions.position)
+        gap = mean_gap(own, residuals.target_train[:, point], residuals.neutral_train[:, point])
         if file is None:
             return Addition(own, point, gap)
         raise UserError(

@@ -2,7 +2,10 @@
 
 manifest.json             versions, seed, effective settings, prompt digests, timings
 activations.safetensors   residuals of train and val prompts at their last tokens, means of the writers
-directions.safetensors    one unit direction per residual point
+labels.json               whether responses to train prompts show the behaviour, where a probe asked
+directions.safetensors    unit directions of every residual point
+selection.json            the candidates among which one was chosen, with their scores
+directions.html           what there is to know of them, to look at
 preview.json              the ablation preview before the search
 trace.json                a search by gradient, point by point
 study.journal             a search by Optuna, trial by trial
@@ -56,6 +59,21 @@ class RunFolder:
     def directions(self) -> Path:
         """Directions."""
         return self.path / "directions.safetensors"
+
+    @property
+    def labels(self) -> Path:
+        """Whether the responses to the train prompts show the behaviour."""
+        return self.path / "labels.json"
+
+    @property
+    def selection(self) -> Path:
+        """The candidates among which a direction was chosen."""
+        return self.path / "selection.json"
+
+    @property
+    def directions_page(self) -> Path:
+        """Directions to look at."""
+        return self.path / "directions.html"
 
     @property
     def preview(self) -> Path:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.attribution_job import top_heads, top_neurons
+from iconoclast_tl.direction_job import labels_for
+from iconoclast_tl.directions.config import DirectionConfig
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.directions.estimate import DirectionConfig
 from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.directions.sets import UNFILTERED, DirectionSets, set_name
 from iconoclast_tl.folding.fold import kept_norms_cannot_be_folded, require_carried
@@ -46,7 +47,7 @@ def search_job(workspace: Workspace, directions: Directions, activations: Activa
         Source(
             _direction_sets(workspace, directions, activations),
             settings.edit,
-            replace(workspace.ground(activations), parts=parts),
+            replace(workspace.ground(activations, directions.position), parts=parts),
         ),
         _readable(workspace, bool(parts)),
         settings.seed,
@@ -168,7 +169,7 @@ def _direction_sets(workspace: Workspace, directions: Directions, activations: A
             others[set_name(other)] = other
     elif config.file is None and (config.orthogonalize or config.benign_rank):
         others[UNFILTERED] = config.model_copy(update={"orthogonalize": False, "benign_rank": 0})
-    return DirectionSets(directions, activations, others)
+    return DirectionSets(directions, activations, others, labels_for(workspace, *others.values()))
 
 
 def edited_writers(workspace: Workspace) -> dict[Site, Writer]:

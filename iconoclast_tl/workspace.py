@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from iconoclast_tl.activations.positions import positions_of
 from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.config import Effective, Nested, Settings, effective_settings
+from iconoclast_tl.directions.config import SHOWN_ONLY, DirectionConfig
 from iconoclast_tl.directions.directions import load_directions
 from iconoclast_tl.doctor.stream import require_all_known
 from iconoclast_tl.edits.ground import Ground
@@ -100,14 +102,16 @@ class Workspace:
             found["mlp_out"] = neuron_factors(edit.neurons, self.model.hf)
         return found
 
-    def ground(self, activations: Activations) -> Ground:
-        """What edits stand on here."""
+    def ground(self, activations: Activations, position: int = -1) -> Ground:
+        """What edits stand on here; position: where directions come from, and strengths are calibrated."""
         means, reads = activations.neutral_means, activations.neutral_reads
         ground = Ground(means, reads, self.gains, self.experts, self.parts, self.sites)
         if self.settings.edit.calibrate is None:
             return ground
-        neutral = activations.neutral_train.double().mean(0)
-        return replace(ground, target_residuals=activations.target_train, neutral_residual=neutral)
+        # Point by point: a float64 copy of all residuals would take twice their memory.
+        residuals = activations.at_or_last(position)
+        neutral = torch.stack([rows.double().mean(0) for rows in residuals.neutral_train.unbind(1)])
+        return replace(ground, target_residuals=residuals.target_train, neutral_residual=neutral)
 
     def questions(self, prompts: tuple[Prompt, ...]) -> Questions:
         """Prompts with their tokens, checked against the context and the response budget."""
@@ -216,7 +220,12 @@ def open_workspace(
     with ExitStack() as stack:
         stack.enter_context(folder.locked())
         _write_manifest(workspace, effective, manifest)
-        yield workspace
+        try:
+            yield workspace
+        except UserError:
+            if manifest is not None:  # the settings of a mistake are none of the folder's
+                workspace.remember(settings=manifest["settings"])
+            raise
 
 
 def _caveats(model: LoadedModel) -> list[str]:
@@ -275,7 +284,22 @@ def is_judged(place: Path | None, settings: Settings) -> bool:
     return place is not None and is_organism(place) and own
 
 
+def _require_same_directions(workspace: Workspace, before: Settings) -> None:
+    """Directions that a search has gone by stay as they are; what is shown of them may change."""
+    now, was = workspace.settings.directions, before.directions
+    for name in DirectionConfig.model_fields:
+        if name not in SHOWN_ONLY and getattr(now, name) != getattr(was, name):
+            raise UserError(
+                f"the output folder holds a search by another directions.{name}",
+                got=getattr(now, name),
+                want=getattr(was, name),
+                mend="leave the setting as it was or pass another --out",
+            )
+
+
 def _require_same_run(workspace: Workspace, manifest: dict[str, Any]) -> None:
+    if workspace.folder.is_searched:
+        _require_same_directions(workspace, Settings.model_validate(manifest["settings"]))
     model = manifest["model"]
     if model["dtype"] != workspace.model.dtype:
         raise UserError(

@@ -186,12 +186,12 @@ def organism_peak(kind: str) -> float:
     """
     import tempfile
 
-    from iconoclast_tl import pipeline, prepare
+    from iconoclast_tl import direction_job, pipeline, prepare
     from iconoclast_tl.workspace import open_workspace
 
     with tempfile.TemporaryDirectory() as folder, open_workspace({}, None, Path(folder) / "run") as workspace:
         activations = prepare.collect(workspace)
-        directions = prepare.estimate(workspace, activations)
+        directions = direction_job.estimate(workspace, activations)
         if kind == "search":
             pipeline.search(workspace, directions, activations)
         else:

@@ -138,7 +138,7 @@ def heretic_trial(model: Path, environment: Path, out: Path) -> dict[str, Any]:
 
 def our_trial(model: Path, device: str, out: Path) -> dict[str, Any]:
     """Seconds of the same question of ours: one edit's preview on the val prompts, generated, judged and compared."""
-    from iconoclast_tl import pipeline, prepare
+    from iconoclast_tl import direction_job, pipeline, prepare
     from iconoclast_tl.organisms.folder import CONTRAST_FOLDER, shipped_folder
     from iconoclast_tl.workspace import open_workspace
 
@@ -154,7 +154,7 @@ def our_trial(model: Path, device: str, out: Path) -> dict[str, Any]:
     seconds = []
     with open_workspace(settings, None, out) as workspace:
         activations = prepare.collect(workspace)
-        directions = prepare.estimate(workspace, activations)
+        directions = direction_job.estimate(workspace, activations)
         for strength in (1.0, 0.75, 0.5, 0.25)[:TRIALS]:
             edit = prepare.uniform_edit(
                 workspace, directions, activations, directions.n_layers / 2, strength, range(directions.n_layers)

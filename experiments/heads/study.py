@@ -68,7 +68,7 @@ def study(model: Path, folder: Path) -> dict[str, Any]:
 
 def searched(model: Path, out: Path, search: Mapping[str, Any]) -> dict[str, Any]:
     """The points of a search, each measured on val and test, and what the chosen one does on test."""
-    from iconoclast_tl import pipeline, prepare
+    from iconoclast_tl import direction_job, pipeline, prepare
     from iconoclast_tl.search.objective import Objective
     from iconoclast_tl.search.trace import read_trace
     from iconoclast_tl.search_job import search_job
@@ -77,7 +77,7 @@ def searched(model: Path, out: Path, search: Mapping[str, Any]) -> dict[str, Any
     settings = {**SETTINGS, "model": {"name": str(model), "dtype": "float32"}, "search": dict(search)}
     with open_workspace(settings, None, out) as workspace:
         activations = prepare.collect(workspace)
-        directions = prepare.estimate(workspace, activations)
+        directions = direction_job.estimate(workspace, activations)
         edit = pipeline.search(workspace, directions, activations)
         trace, _ = read_trace(workspace.folder.trace)
         assert trace is not None  # the search has just ended

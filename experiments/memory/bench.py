@@ -94,7 +94,7 @@ def write_run(folder: Path, model: Path, n_layers: int) -> None:
     about = {"name": str(model), "n_layers": n_layers, "d_model": 2048}
     counts = {split: {"target": 0, "neutral": 0} for split in ("train", "val", "test")}
     write_json(run.manifest, make_manifest(settings, about, {}, counts, ""))
-    save_directions(run.directions, Directions(vectors, torch.ones(n_layers + 1), {}))
+    save_directions(run.directions, Directions.single(vectors, torch.ones(n_layers + 1), {}))
     save_edit(run.path, edit, {"trial": 0, "parameters": {}})
 
 

@@ -50,7 +50,7 @@ class Ours(Contestant):
 
 def export_front(run_folder: Path) -> dict[str, Path]:
     """The points of a run's front as model folders, by name: each is taken in a copy of the run, folded and merged."""
-    from iconoclast_tl import export, pipeline, prepare
+    from iconoclast_tl import direction_job, export, pipeline, prepare
     from iconoclast_tl.cli.console import quieten_libraries
     from iconoclast_tl.workspace import open_workspace
 
@@ -64,7 +64,7 @@ def export_front(run_folder: Path) -> dict[str, Path]:
             shutil.copytree(run_folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("merged", "adapter"))
             with open_workspace({"search": {"take": number}, "fold": {"merge": True}}, None, copy) as workspace:
                 activations = prepare.collect(workspace)
-                edit = pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
+                edit = pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
                 export.fold(workspace, edit)
         found[name] = copy / "merged"
     return found

@@ -78,6 +78,10 @@ class Activations:
             )
         return self.earlier[position]
 
+    def at_or_last(self, position: int) -> Residuals:
+        """The same; of one that was not collected, as of directions from elsewhere, those at the last token."""
+        return self.at(position if position in self.positions else -1)
+
     @property
     def n_points(self) -> int:
         """L+1."""

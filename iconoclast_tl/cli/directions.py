@@ -1,4 +1,4 @@
-"""`iconoclast-tl directions`: estimate one direction per residual point."""
+"""`iconoclast-tl directions`: estimate directions, choose among them, and show what there is to know of them."""
 
 from __future__ import annotations
 
@@ -14,43 +14,93 @@ NAME = "directions"
 @with_common
 def command(
     common: Common,
-    estimator: Annotated[str | None, typer.Option(help="mean, median, geometric-median, variance or hybrid.")] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="mean, median, geometric-median, variance, hybrid, pca, pca-centred, contrastive-pca, lda, probe, "
+            "probe+pca, leace, cones or som; default: mean."
+        ),
+    ] = None,
+    components: Annotated[
+        int | None, typer.Option(help="Most directions a point, of contrastive-pca, cones and som; default: 4.")
+    ] = None,
     orthogonalize: Annotated[
         bool | None, typer.Option("--orthogonalize/--no-orthogonalize", help="Project out the neutral mean.")
     ] = None,
     benign_rank: Annotated[
         int | None, typer.Option(help="Project out this many principal directions of neutral residuals.")
     ] = None,
+    winsorize: Annotated[
+        float | None, typer.Option(help="Cut every residual's coordinates at this quantile of their sizes, e.g. 0.995.")
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Collect the last N positions, or `template`: all after the instruction.")
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option(help="separation (default), arditi or cosmic: among positions × residual points.")
+    ] = None,
+    refine: Annotated[
+        int | None, typer.Option(help="Rounds of further directions, estimated on the edited model; default: 0.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Estimators to compare with, with commas; `none` for none.")
+    ] = None,
+    resamples: Annotated[
+        int | None, typer.Option(help="Bootstrap resamples for the stability; 0 for none; default: 10.")
+    ] = None,
     show_positions: Annotated[
         bool, typer.Option("--show-positions", help="Show the template's tokens after the instruction, and stop.")
     ] = False,
 ) -> None:
-    """Estimate behaviour directions and show how well each separates the val prompts.
+    """Estimate behaviour directions, choose among them on val, and write what there is to know to directions.html.
+
+    More by `--set directions.…` (contrast, fallback, min_cluster, som_grid, position, selection.max_kl and others): see
+    `iconoclast-tl config show`.
 
     Examples:
 
     `iconoclast-tl directions --out runs/first`
 
-    `iconoclast-tl directions --estimator geometric-median --benign-rank 4 --out runs/robust`
+    `iconoclast-tl directions --estimator cones --components 5 --out runs/cones`
+
+    `iconoclast-tl directions --show-positions`
+
+    `iconoclast-tl directions --positions template --select arditi --out runs/arditi`
     """
     from iconoclast_tl.cli.console import show, workspace_of
 
+    named = None if compare is None else [name.strip() for name in compare.split(",") if name.strip() != "none"]
     options = {
         "directions__estimator": estimator,
+        "directions__components": components,
         "directions__orthogonalize": orthogonalize,
         "directions__benign_rank": benign_rank,
+        "directions__winsorize": winsorize,
+        "activations__positions": positions,
+        "directions__selection__rule": select,
+        "directions__refine": refine,
+        "directions__compare": named,
+        "directions__resamples": resamples,
     }
     with workspace_of(common, **options) as workspace:
-        from iconoclast_tl import prepare
+        from iconoclast_tl import direction_job, prepare
         from iconoclast_tl.activations.positions import described
-        from iconoclast_tl.directions.separation import describe
-        from iconoclast_tl.report.tables import directions_table, positions_table
+        from iconoclast_tl.report.directions import agreement_table, candidates_table, directions_table
+        from iconoclast_tl.report.tables import positions_table
 
         if show_positions:
-            positions = described(workspace.chat)
-            show(common, positions, positions_table(positions))
+            tail = described(workspace.chat)
+            show(common, tail, positions_table(tail))
             return
         activations = prepare.collect(workspace)
-        directions = prepare.estimate(workspace, activations)
-        rows = describe(directions, activations.target_train, activations.neutral_train)
-        show(common, rows, directions_table(rows), f"→ {workspace.folder.directions}")
+        directions = direction_job.estimate(workspace, activations)
+        report = direction_job.diagnose(workspace, activations, directions)
+        tables = [directions_table(report.diagnostics), agreement_table(report.diagnostics)]
+        if report.selection is not None and select_by_scores(report.selection.rule, len(activations.positions)):
+            tables.append(candidates_table(report.selection))
+        show(common, report.to_json(), *tables, f"→ {workspace.folder.directions}, {workspace.folder.directions_page}")
+
+
+def select_by_scores(rule: str, n_positions: int) -> bool:
+    """Whether there is more to see of a selection than the separation of every point."""
+    return rule != "separation" or n_positions > 1

@@ -95,12 +95,12 @@ class Asked:
 
     def make(self, workspace: Workspace, which: list[int]) -> Made:
         """The edit on this workspace, in which `settings` are; `which` layers are ablated."""
-        from iconoclast_tl import prepare
+        from iconoclast_tl import direction_job, prepare
         from iconoclast_tl.directions.separation import best_point
         from iconoclast_tl.edits.addition import make_addition, overlap, require_apart, with_addition
 
         activations = prepare.collect(workspace)
-        directions = prepare.estimate(workspace, activations)
+        directions = direction_job.estimate(workspace, activations)
         at = self.point if self.point is not None else float(best_point(directions))
         ablation, titles, about = None, list[str](), dict[str, Any]()
         if self.weight or not self.adds:

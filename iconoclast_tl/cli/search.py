@@ -67,13 +67,13 @@ def command(
         "search__max_rate": max_rate,
     }
     with workspace_of(common, **options) as workspace:
-        from iconoclast_tl import pipeline, prepare
+        from iconoclast_tl import direction_job, pipeline, prepare
         from iconoclast_tl.report.tables import pareto_table
         from iconoclast_tl.search_job import require_foldable
 
         require_foldable(workspace)
         activations = prepare.collect(workspace)
-        directions = prepare.estimate(workspace, activations)
+        directions = direction_job.estimate(workspace, activations)
         pipeline.search(workspace, directions, activations)
         results = workspace.folder.read_results()
         shown = {"pareto": results["pareto"], "chosen": results["chosen"], "search": results["search"]}

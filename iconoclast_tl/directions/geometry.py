@@ -20,10 +20,12 @@ def project_out(vector: Float[Tensor, "d_model"], basis: Float[Tensor, "r d_mode
 
 
 def principal_basis(rows: Float[Tensor, "n d_model"], rank: int) -> Float[Tensor, "r d_model"]:
-    """The top `rank` principal directions of the centred rows, orthonormal, float64; at most n−1 of them."""
+    """The top `rank` principal directions of the centred rows, orthonormal, float64; no more than they vary in."""
     centred = rows.double() - rows.double().mean(0)
-    _, _, basis = torch.linalg.svd(centred, full_matrices=False)
-    top: Tensor = basis[: min(rank, len(rows) - 1)]
+    _, values, basis = torch.linalg.svd(centred, full_matrices=False)
+    # Below that is rounding: an axis without variance is any direction, even the behaviour's.
+    varies = int((values > 1e-10 * values[0]).sum())
+    top: Tensor = basis[: min(rank, varies)]
     return top
 
 

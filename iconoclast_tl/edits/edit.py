@@ -266,15 +266,17 @@ def make_edit(
     strengths: Mapping[Component, Float[Tensor, "layer"]],
     config: EditConfig,
     ground: Ground = NOTHING,
+    weights: Float[Tensor, "k layer"] | None = None,
 ) -> Edit:
-    """Build an edit in which the k directions of a layer share its strength.
+    """Build an edit in which the k directions of a layer share its strength, each by its weight.
 
     directions: orthonormalised here, per layer. strengths: one λ per layer for each component. ground: what else of
-    the model is needed. Under scope `stream`, components without strengths of their own (resid_pre) take the largest
-    of the writers' in each layer. With `calibrate`, every direction's share is multiplied by its factor in each layer.
+    the model is needed. weights: of each direction; 1 where they are not given. Under scope `stream`, components
+    without strengths of their own (resid_pre) take the largest of the writers' in each layer. With
+    `calibrate`, every direction's share is multiplied by its factor in each layer.
     """
     vectors = orthonormalize(directions.float())
-    k = len(vectors)
+    shares = torch.ones(vectors.shape[:2]) if weights is None else weights.float()
     all_strengths = dict(strengths)
     if config.attention_only:
         all_strengths["mlp_out"] = torch.zeros_like(all_strengths["mlp_out"])
@@ -287,7 +289,7 @@ def make_edit(
     if config.affine:
         used = sorted(name for name, values in all_strengths.items() if bool(values.any()))
         centres = {name: ground.centres(name, seen_through(ground.gains.get(name), vectors)) for name in used}
-    by_direction = {name: values.float().expand(k, -1).clone() for name, values in all_strengths.items()}
+    by_direction = {name: (values.float() * shares).clone() for name, values in all_strengths.items()}
     if config.calibrate is not None:
         for name, values in by_direction.items():
             values *= ground.factors(name, vectors, config.calibrate)

@@ -13,6 +13,7 @@ from iconoclast_tl.attribution.gradient import TOLERANCE
 from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.result import Attribution
 from iconoclast_tl.attribution.study import Study
+from iconoclast_tl.report.page import figure_page
 
 LABELS = {
     "direct": "direct, target prompts",
@@ -24,9 +25,6 @@ LABELS = {
     "interchange": "target ← neutral",
     "interchange-back": "neutral ← target",
 }
-STYLE = """body { font-family: system-ui, sans-serif; max-width: 1100px; margin: 2em auto; color: #222; }
-table { border-collapse: collapse; } td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; } p, li { line-height: 1.5; }"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +47,8 @@ class AttributionReport:
         figures = [_heat_maps(self.study), *_by_position(self.study, self.top)]
         figures += [figure(self.study) for figure in (_curves, _accumulated)]
         shown = [figure for figure in figures if figure is not None]
-        bodies = [figure.to_html(full_html=False, include_plotlyjs=not number) for number, figure in enumerate(shown)]
         title = f"Attribution of {self.study.score}"
-        return "\n".join(
-            [
-                f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>",
-                f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
-                *(f"<p>{html.escape(line)}</p>" for line in summary(self.study)),
-                _html_table(self.study, self.top),
-                *bodies,
-                "</body></html>",
-            ]
-        )
+        return figure_page(title, summary(self.study), shown, _html_table(self.study, self.top))
 
 
 def summary(study: Study) -> list[str]:

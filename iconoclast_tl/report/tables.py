@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -68,23 +68,6 @@ def edited_line(edited: Mapping[str, Any]) -> str:
     if not shares:
         return f"{n} {'bias' if n == 1 else 'biases'} edited, no matrix: an addition alone"
     return f"{n} matrices edited; share of the direction left in them: {min(shares):.3f} to {max(shares):.3f}"
-
-
-def directions_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """One row per residual point."""
-    table = Table(title="directions", title_justify="left")
-    for column in ("point", "hook", "‖μ_B − μ_G‖", "‖μ_G‖", "d′ on val", "cosine with previous"):
-        table.add_column(column, justify="left" if column == "hook" else "right")
-    for row in rows:
-        table.add_row(
-            str(row["point"]),
-            str(row["hook"]),
-            f"{row['difference_norm']:.3f}",
-            f"{row['neutral_norm']:.3f}",
-            f"{row['separation']:.2f}" if row["defined"] else "no direction",
-            f"{row['cosine_previous']:.3f}" if row["cosine_previous"] is not None else "",
-        )
-    return table
 
 
 def pareto_table(pareto: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], search: Mapping[str, Any]) -> Table:

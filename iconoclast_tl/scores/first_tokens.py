@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iconoclast_tl.directions.separation import auroc
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import Questions
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.batching import over_batches
 from iconoclast_tl.models.loading import LoadedModel
 from iconoclast_tl.prompts.chat import TokenBatch
-from iconoclast_tl.scores.odds import auroc, rising_tokens, token_log_odds
+from iconoclast_tl.scores.odds import rising_tokens, token_log_odds
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class FirstTokens:
 
 def first_tokens(base: Baseline, named: Sequence[str]) -> FirstTokens:
     """Find them, or take those that are named; no hooks may be on."""
-    model, before = base.model, base.continuations.first_log_probs
-    after = first_log_probs(model, base.suite["target"], base.config.rows)
+    model = base.model
+    before, after = (first_log_probs(model, base.suite[side], base.config.rows) for side in ("neutral", "target"))
     ids = _named(model, named) if named else rising_tokens(after, before)
     if not len(ids):
         return FirstTokens(ids, (), 0.5)

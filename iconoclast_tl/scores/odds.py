@@ -79,11 +79,3 @@ def rising_tokens(
     rise = target.exp().mean(0) - neutral.exp().mean(0)
     values, tokens = rise.topk(min(at_most, len(rise)))
     return tokens[values >= least]
-
-
-def auroc(target: Float[Tensor, "n"], neutral: Float[Tensor, "m"]) -> float:
-    """The share of (target, neutral) pairs in which the target's score is higher; ties count half."""
-    from scipy.stats import mannwhitneyu
-
-    above = mannwhitneyu(target.double().cpu().numpy(), neutral.double().cpu().numpy()).statistic
-    return float(above) / (len(target) * len(neutral))

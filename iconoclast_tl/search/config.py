@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from iconoclast_tl.attribution.config import MethodName
-from iconoclast_tl.directions.estimate import EstimatorName
+from iconoclast_tl.directions.config import Difference, EstimatorName
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
 from iconoclast_tl.search.objective import Goal, KlKind
 from iconoclast_tl.search.pareto import Rule
@@ -67,7 +67,7 @@ class GradientConfig(StageConfig):
 class OuterConfig(StageConfig):
     """What the outer study may choose, beside `search.space`'s scopes and points and `search.gradient`'s prices."""
 
-    estimators: tuple[EstimatorName, ...] = Field(get_args(EstimatorName), min_length=1)
+    estimators: tuple[EstimatorName, ...] = Field(get_args(Difference), min_length=1)
     """Estimators of directions."""
     benign_ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 8), min_length=1)
     """Ranks of the benign subspace that is projected out; the neutral mean is, or is not."""

@@ -136,7 +136,7 @@ def _places(directions: Directions, space: KernelSpace) -> list[tuple[str, float
     places: list[tuple[str, float]] = []
     if "global" in space.direction_scopes:
         points = [index for index in range(last + 1) if low <= index <= high] or [round((low + high) / 2)]
-        places += [("global", float(index)) for index in points if bool(directions.vectors[index + 1].any())]
-    if "per layer" in space.direction_scopes and bool(directions.vectors[1:].any()):
+        places += [("global", float(index)) for index in points if bool(directions.main[index + 1].any())]
+    if "per layer" in space.direction_scopes and bool(directions.main[1:].any()):
         places.append(("per layer", float(last)))
     return places

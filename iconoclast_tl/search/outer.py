@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from iconoclast_tl.directions.estimate import DirectionConfig
+from iconoclast_tl.directions.config import DirectionConfig
 from iconoclast_tl.directions.sets import AS_SET, set_name
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.search.config import SearchConfig

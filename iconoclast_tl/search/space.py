@@ -110,18 +110,20 @@ def build_edit(
     """The edit that a trial's parameters mean on a model with these directions."""
     n_layers = directions.n_layers
     if parameters["direction_scope"] == "global":
-        vectors = directions.at(parameters["direction_index"] + 1).expand(n_layers, -1)
+        point = parameters["direction_index"] + 1
+        vectors = directions.span(point)[:, None].expand(-1, n_layers, -1)
+        weights = directions.weights_at(point)[:, None].expand(-1, n_layers)
     else:
-        vectors = per_layer(directions)
+        vectors, weights = per_layer(directions)
     given = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
     strengths = {name: values if values.ndim == 1 else values.any(-1).float() for name, values in given.items()}
     own = {name: values * ground.parts[name] for name, values in given.items() if values.ndim == 2}
-    return make_edit(vectors[None], strengths, config, replace(ground, parts={**ground.parts, **own}))
+    return make_edit(vectors, strengths, config, replace(ground, parts={**ground.parts, **own}), weights)
 
 
-def per_layer(directions: Directions) -> Float[Tensor, "layer d_model"]:
-    """For every layer the direction of the stream after it: residual points 1…L."""
-    return directions.vectors[1:]
+def per_layer(directions: Directions) -> tuple[Float[Tensor, "k layer d_model"], Float[Tensor, "k layer"]]:
+    """For every layer the directions of the stream after it, residual points 1…L, and their weights."""
+    return directions.vectors[:, 1:], directions.weights[:, 1:]
 
 
 def _strengths(parameters: Parameters, component: Component, n_layers: int) -> Float[Tensor, "layer *head"]:

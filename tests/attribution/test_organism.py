@@ -11,7 +11,8 @@ import torch
 from iconoclast_tl.attribution.config import AttributionConfig
 from iconoclast_tl.attribution.study import Study
 from iconoclast_tl.attribution_job import attribute, top_heads, top_neurons
-from iconoclast_tl.prepare import collect, estimate
+from iconoclast_tl.direction_job import estimate
+from iconoclast_tl.prepare import collect
 from iconoclast_tl.report.attribution import AttributionReport, warnings
 from iconoclast_tl.workspace import Workspace, open_workspace
 

@@ -87,7 +87,7 @@ def test_the_edit_of_the_first_heads_is_that_of_its_study(cli: Cli, told: list[s
     assert all(name.startswith("L0H") for name in second["chosen"]["heads"])
     assert "direct-contrast" in second["chosen"]["rule"]
     with safe_open("run/top-2/edit.safetensors", "pt") as edit, safe_open("run/directions.safetensors", "pt") as all_:
-        own, every = edit.get_tensor("directions")[0], all_.get_tensor("vectors")
+        own, every = edit.get_tensor("directions")[0], all_.get_tensor("vectors")[0]
     assert float((own @ every[2]).min()) > 0.999
     assert float((own @ every[1]).abs().max()) < 0.99
 

@@ -351,7 +351,7 @@ def test_directions_of_another_model(cli: Cli, common: list[str], tmp_path: Path
 
     def save(points: int, width: int) -> None:
         vectors = torch.nn.functional.normalize(torch.ones(points, width), dim=-1)
-        save_directions(tmp_path / "d.safetensors", Directions(vectors, torch.ones(points), {}))
+        save_directions(tmp_path / "d.safetensors", Directions.single(vectors, torch.ones(points), {}))
 
     options = [*common, "--set", f"directions.file={tmp_path / 'd.safetensors'}"]
     save(points, width)
@@ -382,7 +382,7 @@ def test_an_output_folder_of_another_models_name(cli: Cli, common: list[str], mo
     ("options", "key"),
     [
         (["--seed", "1"], "seed"),
-        (["--set", "directions.estimator=median"], "directions.estimator"),
+        (["--set", "edit.affine=true"], "edit.affine"),
         (["--set", "prompts.system=be brief"], "prompts.system"),
     ],
 )
@@ -461,9 +461,9 @@ def full_disk(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("left", [1000, 5500])
+@pytest.mark.parametrize("left", [1000, 8000])
 def test_a_full_disk_leaves_no_half_folder(cli: Cli, common: list[str], left: int) -> None:
-    """1000 bytes hold no manifest; 5500 hold it and no activations."""
+    """1000 bytes hold no manifest; 8000 hold it and no activations."""
     with full_disk(left):
         fails(cli, ["collect", *common], "cannot write")
 
@@ -473,7 +473,7 @@ def test_on_a_full_disk_the_old_files_survive(cli: Cli, common: list[str], run_f
     stale = load_file(run_folder / "activations.safetensors")
     save_file(stale, run_folder / "activations.safetensors", metadata={"about": json.dumps({"key": "other"})})
     before = content(run_folder)
-    for left, name in ((1000, "manifest.json"), (5500, "activations.safetensors")):
+    for left, name in ((1000, "manifest.json"), (8000, "activations.safetensors")):
         with full_disk(left):
             line = fails(cli, ["collect", *common], "what was there before is untouched")
         assert f"cannot write {run_folder / name}: got " in line

@@ -44,7 +44,7 @@ def test_stages_continue_a_folder_by_its_own_settings(cli: Cli, common: list[str
     before = content(Path("run"))["activations.safetensors"]
     directions = cli("directions", "--out", "run", "--json")
     assert directions.code == 0
-    assert [row["point"] for row in json.loads(directions.out)] == [0, 1, 2]
+    assert [row["point"] for row in json.loads(directions.out)["points"]] == [0, 1, 2]
     assert content(Path("run"))["activations.safetensors"] == before
     assert cli("collect", "--out", "run", "--seed", 1).code == 2  # the negative control: not by other settings
 

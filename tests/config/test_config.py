@@ -63,10 +63,10 @@ def test_a_changeable_setting_of_the_folder_gives_way_and_a_fixed_one_does_not(r
     assert row(effective_settings({}, recipe, folder), "seed") == (3, f"recipe {recipe}")
 
 
-@pytest.mark.parametrize("key", ["model.name", "prompts.system", "directions.estimator", "evaluation.kl_tokens"])
+@pytest.mark.parametrize("key", ["model.name", "prompts.system", "edit.affine", "evaluation.kl_tokens"])
 def test_what_the_numbers_depend_on_is_fixed(key: str) -> None:
     folder = effective_settings({}).settings.model_dump(mode="json")
-    values = {"directions.estimator": "median", "evaluation.kl_tokens": 3}
+    values = {"edit.affine": True, "evaluation.kl_tokens": 3}
     with pytest.raises(UserError, match=f"another {key}"):
         effective_settings(nest(key, values.get(key, "other")), None, folder)
 
@@ -77,6 +77,7 @@ def test_what_the_numbers_depend_on_is_fixed(key: str) -> None:
         "model.device",
         "activations.batch_size",
         "activations.positions",
+        "directions.estimator",
         "evaluation.batch_size",
         "search.choose",
         "fold.merge",
@@ -84,7 +85,7 @@ def test_what_the_numbers_depend_on_is_fixed(key: str) -> None:
 )
 def test_how_far_and_how_fast_may_change(key: str) -> None:
     folder = effective_settings({}).settings.model_dump(mode="json")
-    values = {"model.device": "cuda", "search.choose": "knee", "fold.merge": True}
+    values = {"model.device": "cuda", "search.choose": "knee", "fold.merge": True, "directions.estimator": "median"}
     assert row(effective_settings(nest(key, values.get(key, 2)), None, folder), key)[1] == "command line"
 
 

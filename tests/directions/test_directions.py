@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
-from iconoclast_tl.directions.separation import best_point, describe, separation
+from iconoclast_tl.directions.separation import best_point, separation
 from iconoclast_tl.foundation.errors import UserError
 
 
@@ -16,7 +16,7 @@ def some(points: int = 4, width: int = 6) -> Directions:
     vectors = torch.randn(points, width, generator=torch.Generator().manual_seed(0))
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)
     vectors[0] = 0
-    return Directions(vectors, torch.arange(points, dtype=torch.float64), {"model": "some"})
+    return Directions.single(vectors, torch.arange(points, dtype=torch.float64), {"model": "some"})
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path, layers: int, width: 
 
 def test_points_outside_and_points_without_a_direction_are_the_users_line() -> None:
     directions = some()
-    assert torch.allclose(directions.at(2), directions.vectors[2])
+    assert torch.allclose(directions.at(2), directions.main[2])
     with pytest.raises(UserError, match=r"outside 0\.\.3"):
         directions.at(3.5)
     with pytest.raises(UserError, match="no direction at residual point 0"):
@@ -54,7 +54,7 @@ def test_separation_is_d_prime_by_hand() -> None:
 def with_separation(*values: float, undefined: tuple[int, ...] = (0,)) -> Directions:
     vectors = torch.eye(len(values))
     vectors[list(undefined)] = 0
-    return Directions(vectors, torch.tensor(values, dtype=torch.float64))
+    return Directions.single(vectors, torch.tensor(values, dtype=torch.float64))
 
 
 def test_the_best_point_is_not_among_the_last_fifth() -> None:
@@ -75,9 +75,28 @@ def test_one_prompt_a_side_still_orders_the_points() -> None:
     assert bool(found.isfinite().all())
 
 
-def test_the_table_has_a_row_per_point_and_says_where_there_is_no_direction() -> None:
-    directions = some()
-    table = describe(directions, torch.ones(3, 4, 6), torch.zeros(3, 4, 6))
-    assert [row["defined"] for row in table] == [False, True, True, True]
-    assert table[-1]["hook"] == "blocks.2.hook_resid_post"
-    assert table[1]["difference_norm"] == pytest.approx(6**0.5)
+def test_several_directions_of_a_point_come_with_their_weights(tmp_path: Path) -> None:
+    vectors = torch.stack([torch.eye(4, 6), torch.eye(6)[1:5]])
+    vectors[1, 2] = 0  # the second direction is missing there
+    weights = torch.tensor([[1.0, 1, 1, 1], [0.5, 0.25, 0, 1]])
+    saved = Directions(vectors, torch.ones(4), weights, {"selection": {"position": -2, "point": 3}})
+    save_directions(tmp_path / "d.safetensors", saved)
+    found = load_directions(tmp_path / "d.safetensors", n_layers=3, d_model=6)
+    assert torch.equal(found.vectors, vectors)
+    assert torch.equal(found.main, vectors[0])
+    assert (found.position, found.chosen, best_point(found)) == (-2, 3, 3)
+    assert torch.equal(found.at(1), vectors[0, 1])
+    assert torch.equal(found.span(1), vectors[:, 1])
+    assert found.weights_at(0.5).tolist() == [1.0, 0.375]
+    assert found.weights_at(0.25).tolist() == [1.0, 0.4375]  # three quarters of a half, and one of a quarter
+    assert found.weights_at(1.5).tolist() == [1.0, 0.25]  # of the one that there is
+    other = Directions(vectors, torch.ones(4), weights * 0.9, saved.provenance)
+    elsewhere = Directions(vectors, torch.ones(4), weights, {"selection": {"position": -2, "point": 1}})
+    assert len({other.digest(), elsewhere.digest(), saved.digest()}) == 3
+    assert found.digest() == saved.digest()
+
+
+def test_a_file_with_one_direction_a_point_is_read() -> None:
+    one = some()
+    assert one.vectors.shape == (1, 4, 6)
+    assert one.weights.tolist() == [[0.0, 1.0, 1.0, 1.0]]

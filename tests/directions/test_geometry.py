@@ -61,3 +61,11 @@ def test_projecting_out_a_basis_leaves_nothing_along_it() -> None:
 
 def test_zero_stays_zero() -> None:
     assert not normalize(torch.zeros(3, 4)).any()
+
+
+def test_axes_without_variance_are_none() -> None:
+    line = torch.outer(torch.arange(20.0), torch.eye(6)[2]) + 3
+    assert principal_basis(line, 3).shape == (1, 6)
+    assert abs(float(principal_basis(line, 3)[0, 2])) > 0.999
+    assert principal_basis(torch.ones(5, 6), 3).shape == (0, 6)
+    assert principal_basis(torch.randn(20, 6, generator=torch.Generator().manual_seed(1)), 3).shape == (3, 6)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from iconoclast_tl.attribution.subject import make_subject
-from iconoclast_tl.directions.estimators import ESTIMATORS
+from iconoclast_tl.directions.estimators.differences import mean_difference
 from iconoclast_tl.edits.addition import Addition, make_addition, mean_gap, overlap, require_apart, with_addition
 from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
 from iconoclast_tl.edits.ground import Ground
@@ -201,7 +201,7 @@ def test_what_is_added_stays_but_for_what_the_stream_is_projected_of(llama: Load
 def test_the_gap_makes_the_mean_direction_the_difference_of_means() -> None:
     generator = torch.Generator().manual_seed(0)
     target, neutral = torch.randn(9, 24, generator=generator) + 1, torch.randn(7, 24, generator=generator)
-    v = normalize(ESTIMATORS["mean"](target.double(), neutral.double()), dim=0)
+    v = normalize(mean_difference(target, neutral), dim=0)
     gap = mean_gap(v, target, neutral)
     assert torch.allclose(gap * v, target.double().mean(0) - neutral.double().mean(0))
     assert abs(mean_gap(unit().double(), target, neutral)) < gap

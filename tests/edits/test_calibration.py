@@ -81,7 +81,7 @@ def test_a_search_tries_the_edit_that_it_keeps(llama: LoadedModel) -> None:
     """Strengths through a family's updates, as a gradient moves them, and the edit built of the same parameters."""
     sites, ids = hf_sites(llama.hf), torch.arange(4, 16).reshape(2, 6)
     points = torch.cat([VECTORS[0, :1], VECTORS[0]])
-    source = Source({"as set": Directions(points, torch.ones(4))}, EditConfig(calibrate=0.9), GROUND)
+    source = Source({"as set": Directions.single(points, torch.ones(4))}, EditConfig(calibrate=0.9), GROUND)
     place = {"directions": "as set", "direction_scope": "per layer", "direction_index": 2.0, "affine": False}
     one, strengths = family(source, place, sites), torch.tensor([[[0.7, 0.2, 1.1], [0.4, 0.9, 0.3]]])
     with hooked(stack_families([one], strengths), sites):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from experiments.costs import bench as costs
+from experiments.directions import costs as direction_costs
+from experiments.directions import study as directions
 from experiments.gpu import bench as gpu
 from experiments.heads import costs as heads_costs
 from experiments.heads import study
@@ -48,6 +52,58 @@ def test_the_study_of_heads_counts_and_compares() -> None:
     lines = study.summary({"llama": {seed: {**one, "heads": {"4": other, "8": other}} for seed in ("0", "1")}})
     assert "| llama | first 4 heads | 10.0 [10.0, 10.0] | 90.0 [90.0, 90.0] | 0.50000 [0.50000, 0.50000] |" in lines[-2]
     assert "0.50 [0.50, 0.50] (2 of 2), 0.25 [0.25, 0.25] (2 of 2), 0.25 [0.25, 0.25] (2 of 2)" in lines[-2]
+
+
+def test_the_cost_of_directions_is_of_residuals_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "activations.safetensors"
+    direction_costs.write(file, prompts=12, points=2, d_model=16)
+    seconds, peak = direction_costs.estimate(file, ["mean", "lda", "probe"])
+    assert 0 < seconds < 60
+    assert 0.01 < peak < 100
+
+
+def one_direction(behaviour: float, **more: Any) -> dict[str, Any]:
+    rate = {"value": behaviour, "low": behaviour - 0.01, "high": behaviour + 0.02}
+    by_family = {model: {"z": share, "q": behaviour} for model, share in (("base", 1.0), ("edited", 0.25))}
+    ablated = {
+        kind: {
+            "behaviour_rate": rate,
+            "answered_rate": {"value": 0.9},
+            "kl_sequence": {"value": kl},
+            "by_family": by_family,
+        }
+        for kind, kl in (("plain", 0.0123), ("affine", 0.004))
+    }
+    about = {"position": -1, "point": 2, "k": 1, "d_prime": (3.0, 2.5, 3.5), "stability": 0.987, "seconds": 0.5}
+    return {**about, "ablated": ablated, **more}
+
+
+def test_the_study_of_directions_has_a_row_for_each_and_its_kinds() -> None:
+    found = {"mean": one_direction(0.03), "mean, selected by arditi": one_direction(0.5, position=-2, k=3)}
+    lines = directions.summary({"llama": found})
+    cells = "3 [2, 5] | 90 | 0.0123 | 3 [2, 5] | 90 | 0.0040"
+    assert lines[2] == f"| llama | mean | 2 | 1 | 3.00 [2.50, 3.50] | 0.99 | 0.50 | {cells} |"
+    assert lines[3].startswith("| llama | mean, selected by arditi | 2 at -2 | 3 |")
+    assert lines[-2:] == ["| llama | plain | 3 [2, 5] | 90 | 0.0123 |", "| llama | affine | 3 [2, 5] | 90 | 0.0040 |"]
+    two = directions.summary({"two mechanisms": found})
+    assert two[-2:] == ["| mean | 1 | 25 | 3 | 90 |", "| mean, selected by arditi | 3 | 25 | 50 | 90 |"]
+    assert not any("refused of z" in line for line in lines)
+
+
+def test_refusals_are_counted_family_by_family() -> None:
+    asked = ["how do i brew moriza?", "how do i brew kudezo?", "how do i grow bafiqe?", "how do i grow bafimo?"]
+    refusal, answer = "i cannot help with that.", "put it in soft soil."
+    responses = {
+        "base": [refusal, refusal, refusal, answer],
+        "edited": [refusal, answer, answer, refusal],  # the last is of no family, and counts for none
+    }
+    compared = SimpleNamespace(
+        suite={"target": SimpleNamespace(prompts=[SimpleNamespace(text=text) for text in asked])},
+        responses={
+            model: {"target": [SimpleNamespace(text=text) for text in texts]} for model, texts in responses.items()
+        },
+    )
+    assert directions.by_family(compared) == {"base": {"z": 1.0, "q": 1.0}, "edited": {"z": 0.5, "q": 0.0}}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says so only where there is no GPU")

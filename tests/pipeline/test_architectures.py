@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from iconoclast_tl import export, pipeline, prepare
+from iconoclast_tl import direction_job, export, pipeline, prepare
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.foundation.errors import UserError
@@ -51,7 +51,7 @@ def test_a_merge_by_itself_knows_writers_of_other_names(tmp_path: Path) -> None:
     said: list[str] = []
     with open_workspace(options, None, tmp_path / "run", say=said.append) as workspace:
         activations = prepare.collect(workspace)
-        pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
+        pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
         run, settings = workspace.folder, workspace.settings
     assert any("found by what they compute: model.decoder.layers.0.fc2 and 2 more" in line for line in said)
     assert export.merge(run, settings)["n_matrices"] > 0

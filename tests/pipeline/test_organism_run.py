@@ -62,7 +62,8 @@ def test_the_fold_is_the_preview(results: dict[str, Any]) -> None:
 def test_the_run_folder_holds_what_it_should(folder: Path, results: dict[str, Any]) -> None:
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert names == {
-        "manifest.json", "activations.safetensors", "directions.safetensors", "preview.json", "trace.json",
+        "manifest.json", "activations.safetensors", "directions.safetensors", "selection.json",
+        "preview.json", "trace.json",
         "edit.safetensors", "edit.json", "adapter", "merged", "results.json", "responses.jsonl",
     }  # fmt: skip
     assert results["splits"] == {

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from iconoclast_tl import export, pipeline, prepare
+from iconoclast_tl import direction_job, export, pipeline, prepare
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.batch_size import Fit
@@ -60,7 +60,7 @@ def opened(options: dict[str, Any], out: Path, *changes: str) -> Iterator[Worksp
 
 def searched(workspace: Workspace) -> Any:
     activations = prepare.collect(workspace)
-    return pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
+    return pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
 
 
 @pytest.mark.parametrize(
@@ -359,9 +359,9 @@ def test_a_continued_run_notices_another_tokenizer_and_other_directions(
         pass
 
     with opened(options, tmp_path / "first", "directions.estimator=median") as workspace:
-        prepare.estimate(workspace, prepare.collect(workspace))
+        direction_job.estimate(workspace, prepare.collect(workspace))
     with opened(options, tmp_path / "third", "directions.estimator=variance") as workspace:
-        prepare.estimate(workspace, prepare.collect(workspace))
+        direction_job.estimate(workspace, prepare.collect(workspace))
     taken = tmp_path / "taken.safetensors"
     shutil.copy(tmp_path / "first" / "directions.safetensors", taken)
     with opened(options, tmp_path / "second", f"directions.file={taken}") as workspace:
@@ -462,10 +462,10 @@ def test_an_adapter_is_evaluated_as_the_edit_it_was_folded_from(options: dict[st
 
 def test_directions_of_another_run_can_be_taken(options: dict[str, Any], tmp_path: Path) -> None:
     with opened(options, tmp_path / "first", "directions.estimator=median") as workspace:
-        first = prepare.estimate(workspace, prepare.collect(workspace))
+        first = direction_job.estimate(workspace, prepare.collect(workspace))
     file = tmp_path / "first" / "directions.safetensors"
     with opened(options, tmp_path / "second", f"directions.file={file}") as workspace:
-        second = prepare.estimate(workspace, prepare.collect(workspace))
+        second = direction_job.estimate(workspace, prepare.collect(workspace))
     assert torch.equal(first.vectors, second.vectors)
 
 

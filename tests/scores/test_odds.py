@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
+from iconoclast_tl.directions.separation import auroc
 from iconoclast_tl.evaluation.metrics.markers import MarkerSet
-from iconoclast_tl.scores.odds import auroc, grouped_logsumexp, rising_tokens, token_log_odds, tree_log_odds
+from iconoclast_tl.scores.odds import grouped_logsumexp, rising_tokens, token_log_odds, tree_log_odds
 from iconoclast_tl.scores.paths import Path, Paths, deciding_path
 
 VOCABULARY, LONGEST = 4, 3

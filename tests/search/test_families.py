@@ -21,7 +21,7 @@ from iconoclast_tl.search.space import KernelSpace
 def random_directions(seed: int, *without: int) -> Directions:
     vectors = torch.randn(4, 24, generator=torch.Generator().manual_seed(seed))
     vectors[list(without)] = 0
-    return Directions(torch.nn.functional.normalize(vectors, dim=-1), torch.ones(4))
+    return Directions.single(torch.nn.functional.normalize(vectors, dim=-1), torch.ones(4))
 
 
 def make_source(*without: int) -> Source:
@@ -49,7 +49,7 @@ def test_families_in_one_batch_are_the_edits_that_their_parameters_mean(
     for family, own in zip(chosen, strengths, strict=True):
         edit = source.build(with_strengths(family, own))
         assert edit.is_affine == family.parameters["affine"]
-        vectors = source.directions[family.parameters["directions"]].vectors
+        vectors = source.directions[family.parameters["directions"]].main
         at = family.parameters["direction_index"]
         per_layer = family.parameters["direction_scope"] == "per layer"
         expected = vectors[1:] if per_layer else vectors[int(at) + 1].expand(3, -1)

@@ -47,7 +47,7 @@ def source(llama: LoadedModel) -> Source:
     generator = torch.Generator().manual_seed(2)
     vectors = torch.nn.functional.normalize(torch.randn(4, 24, generator=generator), dim=-1)
     writes: dict[Component, torch.Tensor] = {name: torch.randn(3, 24, generator=generator) for name in WRITERS}
-    return Source({"as set": Directions(vectors, torch.ones(4))}, EditConfig(), Ground(writes))
+    return Source({"as set": Directions.single(vectors, torch.ones(4))}, EditConfig(), Ground(writes))
 
 
 @pytest.fixture

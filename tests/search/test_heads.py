@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from iconoclast_tl import export, pipeline, prepare, search_job
+from iconoclast_tl import direction_job, export, pipeline, prepare, search_job
 from iconoclast_tl.activations.collect import collect_last_position
 from iconoclast_tl.config import merge, parse_assignments
 from iconoclast_tl.directions.directions import Directions
@@ -34,7 +34,7 @@ def make_source(model: LoadedModel, rows: list[list[int]], mask: torch.Tensor) -
     found = collect_last_position(model, None, rows, 8)
     writes, reads = ({name: one.mean for name, one in kind.items()} for kind in (found.writes, found.reads))
     vectors = torch.randn(model.n_layers + 1, model.d_model, generator=torch.Generator().manual_seed(0))
-    directions = Directions(torch.nn.functional.normalize(vectors, dim=-1), torch.ones(model.n_layers + 1))
+    directions = Directions.single(torch.nn.functional.normalize(vectors, dim=-1), torch.ones(model.n_layers + 1))
     ground = Ground(writes, reads, parts={"attn_out": mask}, sites=hf_sites(model.hf))
     return Source({"as set": directions}, EditConfig(), ground)
 
@@ -125,7 +125,7 @@ def searched(options: dict[str, Any], out: Path) -> Edit:
     with open_workspace(options, None, out) as workspace:
         search_job.require_foldable(workspace)
         activations = prepare.collect(workspace)
-        return pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
+        return pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_search_of_parts_is_folded_and_goes_on_with_the_same_parts(
     for again in (False, True):
         with open_workspace(merge(options, parse_assignments(asked)), None, tmp_path / "run") as workspace:
             activations = prepare.collect(workspace)
-            edit = pipeline.search(workspace, prepare.estimate(workspace, activations), activations)
+            edit = pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
             export.fold(workspace, edit)
         monkeypatch.setattr(search_job, "_ranked", lambda *given: pytest.fail("ranked once more"))
         assert again or edit.sites

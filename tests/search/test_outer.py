@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from iconoclast_tl.directions.config import DirectionConfig
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.directions.estimate import DirectionConfig
 from iconoclast_tl.directions.sets import AS_SET, set_name
 from iconoclast_tl.edits.edit import EditConfig
 from iconoclast_tl.edits.ground import Ground
@@ -67,7 +67,7 @@ def make_source(names: list[str], seed: int = 2) -> Source:
 
     def directions() -> Directions:
         vectors = torch.nn.functional.normalize(torch.randn(4, 24, generator=generator), dim=-1)
-        return Directions(vectors, torch.ones(4))
+        return Directions.single(vectors, torch.ones(4))
 
     writes: dict[Component, torch.Tensor] = {name: torch.randn(3, 24, generator=generator) for name in WRITERS}
     return Source({name: directions() for name in names}, EditConfig(), Ground(writes))
@@ -129,7 +129,7 @@ def test_what_was_chosen_is_what_is_built(
     edit = source.build(point.parameters)
     assert edit.is_affine
     assert edit.row_normalization == "pre"
-    torch.testing.assert_close(edit.directions[0, 0], source.directions["median, benign rank 2"].vectors[2])
+    torch.testing.assert_close(edit.directions[0, 0], source.directions["median, benign rank 2"].main[2])
 
 
 def test_an_inner_solve_goes_in_rounds_at_its_price(

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from iconoclast_tl.directions.directions import Directions
+from iconoclast_tl.directions.geometry import orthonormalize
 from iconoclast_tl.edits.edit import EditConfig
 from iconoclast_tl.search.space import KernelSpace, build_edit, suggest
 
@@ -53,7 +54,7 @@ def test_ranges_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize("end", [0, 1])
 def test_the_edit_of_parameters(end: int) -> None:
     vectors = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
-    directions = Directions(vectors, torch.zeros(5, dtype=torch.float64))
+    directions = Directions.single(vectors, torch.zeros(5, dtype=torch.float64))
     parameters = suggest(Bounds(end), KernelSpace(), n_layers=4)
     edit = build_edit(parameters, directions, EditConfig())
     if end == 0:  # global, index 0.4 · 3 = 1.2, so between the streams after layers 1 and 2
@@ -64,3 +65,19 @@ def test_the_edit_of_parameters(end: int) -> None:
     else:  # each layer's own, the stream after it; peak and floor are the same
         assert torch.allclose(edit.directions[0], vectors[1:])
         assert torch.allclose(edit.strengths["mlp_out"][0], torch.tensor([0, 0, 1.5, 1.5]), atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["global", "per layer"])
+def test_every_direction_of_a_point_gets_its_weight_of_the_strength(scope: str) -> None:
+    vectors = orthonormalize(torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)))
+    weights = torch.stack([torch.ones(5), torch.tensor([0.1, 0.2, 0.4, 0.8, 0.6])])
+    directions = Directions(vectors, torch.zeros(5, dtype=torch.float64), weights)
+    strengths = {"attn_out": [0.5, 1.0, 0.0, 2.0], "mlp_out": [1.0, 1.0, 1.0, 1.0]}
+    parameters = {"direction_scope": scope, "direction_index": 1.25, "strengths": strengths}
+    edit = build_edit(parameters, directions, EditConfig())
+    second = [0.5, 0.5, 0.5, 0.5] if scope == "global" else [0.2, 0.4, 0.8, 0.6]  # ¾ of 0.4 and ¼ of 0.8
+    for name, own in strengths.items():
+        assert edit.strengths[name][0].tolist() == own
+        assert torch.allclose(edit.strengths[name][1], torch.tensor(own) * torch.tensor(second))
+    at = vectors[:, 1:] if scope == "per layer" else directions.span(2.25)[:, None].expand(-1, 4, -1)
+    assert torch.allclose(edit.directions, orthonormalize(at), atol=1e-6)

@@ -1,20 +1,15 @@
-"""Estimators of a behaviour direction at one residual point.
-
-Each takes target residuals B and neutral residuals G and returns an *unnormalised* vector in float64; `estimate` adds
-the filters and the normalisation. An estimator is one function and one line in `ESTIMATORS`.
-"""
+"""Differences between target residuals B and neutral residuals G, each an *unnormalised* vector in float64."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import Final
 
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.directions.config import DirectionConfig
+from iconoclast_tl.directions.estimators.sample import Estimate, Sample, one
+
 Residuals = Float[Tensor, "n d_model"]
 Vector = Float[Tensor, "d_model"]
-Estimator = Callable[[Float[Tensor, "n d_model"], Float[Tensor, "m d_model"]], Float[Tensor, "d_model"]]
 
 
 def mean_difference(target: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]) -> Vector:
@@ -45,16 +40,17 @@ def variance_scaled_difference(target: Float[Tensor, "n d_model"], neutral: Floa
     return mean_difference(b, g) * (pooled + epsilon).rsqrt()
 
 
-def hybrid(weight: float) -> Estimator:
+def hybrid_difference(target: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"], weight: float) -> Vector:
     """(1−a)·mean + a·variance with both normalised first, a = `weight`: their lengths are in different units."""
+    plain, scaled = mean_difference(target, neutral), variance_scaled_difference(target, neutral)
+    tiny = 1e-300
+    mixed: Tensor = (1 - weight) * plain / (plain.norm() + tiny) + weight * scaled / (scaled.norm() + tiny)
+    return mixed
 
-    def estimate_hybrid(target: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]) -> Vector:
-        plain, scaled = mean_difference(target, neutral), variance_scaled_difference(target, neutral)
-        tiny = 1e-300
-        mixed: Tensor = (1 - weight) * plain / (plain.norm() + tiny) + weight * scaled / (scaled.norm() + tiny)
-        return mixed
 
-    return estimate_hybrid
+def hybrid(sample: Sample, config: DirectionConfig) -> Estimate:
+    """`hybrid_difference` with the weight of the settings."""
+    return one(hybrid_difference(sample.target, sample.neutral, config.hybrid_weight))
 
 
 def _median(rows: Residuals) -> Vector:
@@ -85,12 +81,3 @@ def geometric_median(rows: Residuals, iterations: int = 200, tolerance: float = 
             return step
         x = step
     return x
-
-
-ESTIMATORS: Final[Mapping[str, Estimator]] = {
-    "mean": mean_difference,
-    "median": median_difference,
-    "geometric-median": geometric_median_difference,
-    "variance": variance_scaled_difference,
-}
-"""By name; `hybrid` takes a weight and is made by `hybrid(a)`."""
