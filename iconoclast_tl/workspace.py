@@ -19,7 +19,7 @@ from torch import Tensor
 from iconoclast_tl.activations.positions import positions_of
 from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.config import Effective, Nested, Settings, effective_settings
-from iconoclast_tl.directions.config import SHOWN_ONLY, DirectionConfig
+from iconoclast_tl.continuation import require_same_directions, require_same_run
 from iconoclast_tl.directions.directions import load_directions
 from iconoclast_tl.doctor.stream import require_all_known
 from iconoclast_tl.edits.ground import Ground
@@ -216,7 +216,11 @@ def open_workspace(
     if settings.directions.file is not None:
         load_directions(Path(settings.directions.file), model.n_layers, model.d_model)
     if manifest is not None:
-        _require_same_run(workspace, manifest)
+        if folder.is_searched:
+            require_same_directions(settings.directions, Settings.model_validate(manifest["settings"]).directions)
+        require_same_run(
+            folder.path, manifest, model.dtype, model.fingerprint, contrast.digests(), workspace.tokens_digest
+        )
     with ExitStack() as stack:
         stack.enter_context(folder.locked())
         _write_manifest(workspace, effective, manifest)
@@ -282,53 +286,6 @@ def is_judged(place: Path | None, settings: Settings) -> bool:
     """Whether responses can be judged by the organism's grammar: an organism, asked its own prompts."""
     own = not names_prompts(settings.prompts) and settings.prompts.borderline is None
     return place is not None and is_organism(place) and own
-
-
-def _require_same_directions(workspace: Workspace, before: Settings) -> None:
-    """Directions that a search has gone by stay as they are; what is shown of them may change."""
-    now, was = workspace.settings.directions, before.directions
-    for name in DirectionConfig.model_fields:
-        if name not in SHOWN_ONLY and getattr(now, name) != getattr(was, name):
-            raise UserError(
-                f"the output folder holds a search by another directions.{name}",
-                got=getattr(now, name),
-                want=getattr(was, name),
-                mend="leave the setting as it was or pass another --out",
-            )
-
-
-def _require_same_run(workspace: Workspace, manifest: dict[str, Any]) -> None:
-    if workspace.folder.is_searched:
-        _require_same_directions(workspace, Settings.model_validate(manifest["settings"]))
-    model = manifest["model"]
-    if model["dtype"] != workspace.model.dtype:
-        raise UserError(
-            f"the output folder {workspace.folder.path} holds a run in another dtype",
-            got=workspace.model.dtype,
-            want=model["dtype"],
-            mend=f"pass --dtype {model['dtype']} or another --out",
-        )
-    there, here = model["fingerprint"], workspace.model.fingerprint
-    if there != here:
-        raise UserError(
-            f"the output folder {workspace.folder.path} belongs to another model",
-            got=f"weights {here[:12]}",
-            want=f"weights {there[:12]} ({model['name']})",
-            mend="pass another --out",
-        )
-    changed = [name for name, value in workspace.contrast.digests().items() if manifest["prompts"].get(name) != value]
-    if changed:
-        raise UserError(
-            f"the output folder {workspace.folder.path} was made with other prompts",
-            got=f"changed: {', '.join(changed)}",
-            mend="restore the prompt files or pass another --out",
-        )
-    if manifest["tokens"] != workspace.tokens_digest:
-        raise UserError(
-            f"the output folder {workspace.folder.path} was made with other tokens of the same prompts",
-            got="a changed tokenizer or chat template (one with a date in it changes daily)",
-            mend="restore it or pass another --out",
-        )
 
 
 def _write_manifest(workspace: Workspace, effective: Effective, before: dict[str, Any] | None) -> None:

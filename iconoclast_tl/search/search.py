@@ -86,7 +86,8 @@ def _by_tpe(job: Job) -> Found:
     found = _study(job, lambda trial: suggest(trial, space, n_layers), score, start)
     about: dict[str, Any] = {"method": "tpe", "goal": job.config.goal, "trials": len(found)}
     if job.warm_start is not None:
-        about["warm_start"] = {"family": job.warm_start.family, "trials": len(start)}
+        ratio = round(job.warm_start.profile.attention_to_mlp, 3)
+        about["warm_start"] = {"family": job.warm_start.family, "trials": len(start), "attention_to_mlp": ratio}
     return Found(found, about)
 
 
