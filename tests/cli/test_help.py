@@ -10,22 +10,9 @@ import pytest
 
 from tests.cli.conftest import Cli
 
+NAMES = ("run", "collect", "directions", "preview", "search", "fold", "merge", "evaluate", "compare", "doctor")
 COMMANDS = [
-    *(
-        [name]
-        for name in (
-            "run",
-            "collect",
-            "directions",
-            "preview",
-            "search",
-            "fold",
-            "merge",
-            "evaluate",
-            "compare",
-            "doctor",
-        )
-    ),
+    *([name] for name in NAMES),
     ["organism", "train"],
     ["organism", "show"],
     ["config", "show"],
@@ -45,20 +32,7 @@ def test_every_command_helps_with_an_example(cli: Cli, command: list[str]) -> No
 def test_the_commands_are_all_there(cli: Cli) -> None:
     done = cli("--help")
     assert done.code == 0
-    for command in (
-        "run",
-        "collect",
-        "directions",
-        "preview",
-        "search",
-        "fold",
-        "merge",
-        "evaluate",
-        "compare",
-        "doctor",
-        "organism",
-        "config",
-    ):
+    for command in (*NAMES, "organism", "config"):
         assert f" {command} " in done.out
     assert cli("no-such-command").code == 2
     assert cli("run", "--no-such-option").code == 2
