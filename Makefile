@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench-peers bench-costs bench-memory bench-gpu bench-heads bench-directions
-.PHONY: bench-detectors study-heads study-directions
+.PHONY: demo test test-numerics retrain check format docs bench-peers bench-costs bench-memory bench-gpu bench-heads
+.PHONY: bench-directions bench-detectors study-heads study-directions
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,21 @@ demo: $(INSTALLED)
 # A process a core, each with one thread: faster than threads on models this small.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(MAKE) test-numerics
+
+# Tests that compare numbers, once more as on a processor without vector instructions: sums in another order, and
+# exponentials and logarithms by other routines. In torch, MKL and oneDNN.
+NUMERIC := $(addprefix tests/, evaluation/test_metrics.py evaluation/test_divergence.py evaluation/test_cross_entropy.py \
+	execution/test_resumption.py execution/test_teacher_forcing.py execution/test_generation.py edits/test_hooks.py \
+	edits/test_updates.py edits/test_addition.py scores/test_odds.py directions/test_estimators.py)
+OTHER_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
+
+test-numerics: $(INSTALLED)
+	$(OTHER_PROCESSOR) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(NUMERIC)
+
+# Trains the shipped organism anew, in minutes, and compares: after a change of its grammar or its training.
+retrain: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.ship_organism --check
 
 # Lint, format, types, import contract: what needs no model.
 check: $(INSTALLED)
@@ -30,6 +45,11 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, into docs/_build; a warning is an error, and so is a link that leads nowhere. Needs no network.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build
+	$(BIN)/python -m scripts.links docs/_build
 
 # Heretic 1.4.0 and ours on the same organisms, in hours; stopped, it continues. Makes Heretic's environment beside its runs.
 bench-peers: $(INSTALLED)

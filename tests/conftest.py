@@ -15,7 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
+from iconoclast_tl.models.config import ModelConfig
+from iconoclast_tl.models.load import load_model
+from iconoclast_tl.models.model import Model
 
 VOCABULARY = 64
 SIZES: Mapping[str, Any] = {
@@ -93,17 +95,17 @@ def biased_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def load() -> Callable[..., LoadedModel]:
+def load() -> Callable[..., Model]:
     """Load a folder as a user would."""
 
-    def _load(folder: Path, dtype: str = "float32") -> LoadedModel:
+    def _load(folder: Path, dtype: str = "float32") -> Model:
         return load_model(ModelConfig(name=str(folder), dtype=dtype, device="cpu"))
 
     return _load
 
 
 @pytest.fixture
-def llama(llama_folder: Path, load: Callable[..., LoadedModel]) -> LoadedModel:
+def llama(llama_folder: Path, load: Callable[..., Model]) -> Model:
     """A fresh plain Llama."""
     return load(llama_folder)
 
@@ -116,12 +118,12 @@ def rows() -> list[list[int]]:
 
 
 @pytest.fixture
-def biased(biased_folder: Path, load: Callable[..., LoadedModel]) -> LoadedModel:
+def biased(biased_folder: Path, load: Callable[..., Model]) -> Model:
     """A fresh Llama with biases."""
     return load(biased_folder)
 
 
 @pytest.fixture
-def biased_double(biased_folder: Path, load: Callable[..., LoadedModel]) -> LoadedModel:
+def biased_double(biased_folder: Path, load: Callable[..., Model]) -> Model:
     """The same in float64."""
     return load(biased_folder, "float64")

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iconoclast_tl.config import Settings, merge
+from iconoclast_tl.stages.results import RESULTS_SCHEMA
+from iconoclast_tl.stages.run_folder import SCHEMA
+from iconoclast_tl.stages.settings import Settings, merge
 
 Shown = Sequence[bool | None]
 
@@ -47,7 +49,7 @@ def write_run(
     rows = [_row("target", f"{prompts} {i}", before[i], {"behaviour": edited[i]}) for i in range(n)]
     rows += [_row("neutral", f"{prompts} plain {i}", False, said) for i, said in enumerate(spilling)]
     result = {
-        "schema": 1,
+        "schema": RESULTS_SCHEMA,
         "evaluated": {"edit": digest(str(folder))},
         "chosen": {"rule": "lexicographic", "edit": digest(str(folder))},
         "detector": "markers",
@@ -57,7 +59,7 @@ def write_run(
         "edited": {"kl_sequence": {"value": 0.01, "tokens": chosen["evaluation"]["kl_tokens"]}},
     }
     about_run = {
-        "schema": 1,
+        "schema": SCHEMA,
         "versions": {"iconoclast-tl": "0.1.0"},
         "model": {"name": model, "fingerprint": digest(model), "dtype": "float32"},
         "prompts": {name: digest(f"{prompts} {name}") for name in ("target_train", "target_test", "neutral_test")},

@@ -43,12 +43,14 @@ def random_updates(hf: Any, strengths: Any) -> Any:
     """An edit at every writer; `strengths` has one row a candidate."""
     import torch
 
+    from iconoclast_tl.architecture.writers import require_writers
     from iconoclast_tl.edits.updates import SiteUpdate, Updates
-    from iconoclast_tl.models.writers import require_writers
 
     v = torch.nn.functional.normalize(torch.randn(1, 1, hf.config.hidden_size), dim=-1)
     sites = require_writers(hf)
-    return Updates({site: SiteUpdate(v, v, None) for site in sites}, dict.fromkeys(sites, strengths))
+    return Updates(
+        {site: SiteUpdate(reads=v, writes=v, constants=None) for site in sites}, dict.fromkeys(sites, strengths)
+    )
 
 
 def alternating(*runs: Callable[[], Any], repetitions: int | None = None) -> list[float]:
@@ -71,8 +73,8 @@ def hooks(hf: Any) -> dict[str, float]:
     """Ratios of a hooked forward and a hooked generation to the bare model's."""
     import torch
 
+    from iconoclast_tl.architecture.hook_points import hf_sites
     from iconoclast_tl.edits.hooks import hooked
-    from iconoclast_tl.models.hook_points import hf_sites
 
     ids = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device)
     updates, sites = random_updates(hf, torch.ones(1, 1)), hf_sites(hf)
@@ -101,8 +103,8 @@ def together(hf: Any, positions: int) -> dict[int, float]:
     """K → seconds of one batch of K candidates over seconds of K runs, 4 prompts each."""
     import torch
 
+    from iconoclast_tl.architecture.hook_points import hf_sites
     from iconoclast_tl.edits.hooks import hooked
-    from iconoclast_tl.models.hook_points import hf_sites
 
     prompts = 4
     ids, sites = torch.randint(1, 2048, (prompts, positions), device=hf.device), hf_sites(hf)
@@ -132,8 +134,8 @@ def gradient_step(hf: Any) -> float:
     """Ratio of a forward pass and its backward pass through the strengths to the bare forward."""
     import torch
 
+    from iconoclast_tl.architecture.hook_points import hf_sites
     from iconoclast_tl.edits.hooks import hooked
-    from iconoclast_tl.models.hook_points import hf_sites
 
     ids, sites = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device), hf_sites(hf)
     strengths = torch.ones(1, 1, requires_grad=True)
@@ -162,8 +164,8 @@ def peak(kind: str, d_model: int, n_layers: int) -> float:
     """Largest megabytes of this process, which makes a bare evaluation or a gradient step and nothing else."""
     import torch
 
+    from iconoclast_tl.architecture.hook_points import hf_sites
     from iconoclast_tl.edits.hooks import hooked
-    from iconoclast_tl.models.hook_points import hf_sites
 
     hf = build(d_model, n_layers)
     ids = torch.randint(1, 2048, (BATCH, POSITIONS), device=hf.device)
@@ -186,14 +188,16 @@ def organism_peak(kind: str) -> float:
     """
     import tempfile
 
-    from iconoclast_tl import direction_job, pipeline, prepare
-    from iconoclast_tl.workspace import open_workspace
+    from iconoclast_tl.stages.collection import collected
+    from iconoclast_tl.stages.directions import estimated
+    from iconoclast_tl.stages.opening import open_workspace
+    from iconoclast_tl.stages.search import searched
 
     with tempfile.TemporaryDirectory() as folder, open_workspace({}, None, Path(folder) / "run") as workspace:
-        activations = prepare.collect(workspace)
-        directions = direction_job.estimate(workspace, activations)
+        activations = collected(workspace)
+        directions = estimated(workspace, activations)
         if kind == "search":
-            pipeline.search(workspace, directions, activations)
+            searched(workspace, directions, activations)
         else:
             for base in (workspace.val, workspace.asked("train", workspace.settings.search.gradient.prompts)):
                 _ = base.shows, base.continuations

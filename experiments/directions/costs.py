@@ -27,7 +27,17 @@ def write(path: Path, prompts: int = PROMPTS, points: int = POINTS, d_model: int
     generator = torch.Generator().manual_seed(0)
     target, neutral = (torch.randn(prompts, points, d_model, generator=generator) for _ in range(2))
     target[..., 0] += 8
-    save_activations(path, Activations(target, neutral, target[:2], neutral[:2], {}), "random")
+    save_activations(
+        path,
+        Activations(
+            target_train=target,
+            neutral_train=neutral,
+            target_val=target[:2],
+            neutral_val=neutral[:2],
+            neutral_writes={},
+        ),
+        "random",
+    )
 
 
 def estimate(path: Path, names: Sequence[str]) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,15 @@ def organism(name: str, folder: Path) -> str:
 
 def study(model: str, out: Path) -> dict[str, Any]:
     """Everything of one organism."""
-    from typing import get_args
+    from iconoclast_tl.directions.estimators.registry import ESTIMATORS
+    from iconoclast_tl.stages.collection import collected
+    from iconoclast_tl.stages.opening import open_workspace
 
-    from iconoclast_tl import prepare
-    from iconoclast_tl.directions.config import EstimatorName
-    from iconoclast_tl.workspace import open_workspace
-
-    wanted: dict[str, Mapping[str, Any]] = {name: {"estimator": name} for name in _flat(get_args(EstimatorName))}
+    wanted: dict[str, Mapping[str, Any]] = {name: {"estimator": name} for name in ESTIMATORS}
     wanted |= VARIANTS
     found: dict[str, Any] = {}
     with open_workspace({**SETTINGS, "model": {"name": model, "dtype": "float32"}}, None, out) as workspace:
-        activations, base = prepare.collect(workspace), workspace.asked("test")
+        activations, base = collected(workspace), workspace.asked("test")
         _warm_up(activations)
         for name, settings in wanted.items():
             print(f"  {name}", file=sys.stderr)
@@ -86,17 +84,18 @@ def study(model: str, out: Path) -> dict[str, Any]:
 
 def measured(workspace: Any, activations: Any, base: Any, kinds: Sequence[str]) -> dict[str, Any]:
     """One kind of direction: where it is best, how well it separates, and what ablating it does."""
-    from iconoclast_tl import direction_job, prepare
     from iconoclast_tl.directions.diagnostics import separation_intervals
     from iconoclast_tl.directions.estimate import stability
     from iconoclast_tl.directions.separation import best_point, projections
     from iconoclast_tl.edits.hooks import preview
-    from iconoclast_tl.evaluation.comparison import compare
+    from iconoclast_tl.evaluation.base_and_edited import ask_base_and_edited
+    from iconoclast_tl.stages.directions import estimated, labels_for
+    from iconoclast_tl.stages.edits import uniform_edit
 
     config = workspace.settings.directions
-    shown = direction_job.labels_for(workspace, config)  # asked once, and no part of the estimator's time
+    shown = labels_for(workspace, config)  # asked once, and no part of the estimator's time
     start = time.perf_counter()
-    directions = direction_job.estimate(workspace, activations)
+    directions = estimated(workspace, activations)
     seconds = time.perf_counter() - start
     point, residuals = best_point(directions), activations.at(directions.position)
     along = [projections(rows, directions.main)[:, point] for rows in (residuals.target_val, residuals.neutral_val)]
@@ -107,10 +106,11 @@ def measured(workspace: Any, activations: Any, base: Any, kinds: Sequence[str]) 
     for kind in kinds:
         edit_config = workspace.settings.edit.model_copy(update=KINDS[kind])
         settings = workspace.settings.model_copy(update={"edit": edit_config})
-        edit = prepare.uniform_edit(
+        edit = uniform_edit(
             replace(workspace, settings=settings), directions, activations, point, 1.0, range(directions.n_layers)
         )
-        compared = compare(base, lambda: preview(edit, workspace.sites), workspace.truth)  # noqa: B023 (called here)
+        changed = lambda: preview(edit, workspace.sites)  # noqa: B023, E731 (called here)
+        compared = ask_base_and_edited(base, changed, workspace.truth)
         ablated[kind] = {**_rates(compared), "by_family": by_family(compared)}
     return {
         "position": directions.position,
@@ -170,11 +170,6 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     selection = settings.get("selection")
     return {**settings, **({"selection": SelectionConfig(**selection)} if selection else {})}
-
-
-def _flat(names: Iterable[Any]) -> list[str]:
-    """Of a Literal that holds another."""
-    return [one for name in names for one in (name.__args__ if hasattr(name, "__args__") else [name])]
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -78,7 +78,8 @@ def doctor(model: Path, device: str) -> dict[str, Any]:
 def suite(device: str) -> dict[str, Any]:
     """The conformance suite: every check on a tiny random model of every architecture; what failed, by name."""
     from iconoclast_tl.doctor.checks import examine
-    from iconoclast_tl.models.loading import ModelConfig, load_model
+    from iconoclast_tl.models.config import ModelConfig
+    from iconoclast_tl.models.load import load_model
     from tests.architectures import ARCHITECTURES, save_architecture
 
     start, failed = time.perf_counter(), {}
@@ -138,9 +139,12 @@ def heretic_trial(model: Path, environment: Path, out: Path) -> dict[str, Any]:
 
 def our_trial(model: Path, device: str, out: Path) -> dict[str, Any]:
     """Seconds of the same question of ours: one edit's preview on the val prompts, generated, judged and compared."""
-    from iconoclast_tl import direction_job, pipeline, prepare
     from iconoclast_tl.organisms.folder import CONTRAST_FOLDER, shipped_folder
-    from iconoclast_tl.workspace import open_workspace
+    from iconoclast_tl.stages.collection import collected
+    from iconoclast_tl.stages.directions import estimated
+    from iconoclast_tl.stages.edits import uniform_edit
+    from iconoclast_tl.stages.opening import open_workspace
+    from iconoclast_tl.stages.preview import previewed
 
     shutil.rmtree(out, ignore_errors=True)
     own = shipped_folder() / CONTRAST_FOLDER
@@ -153,14 +157,14 @@ def our_trial(model: Path, device: str, out: Path) -> dict[str, Any]:
     }
     seconds = []
     with open_workspace(settings, None, out) as workspace:
-        activations = prepare.collect(workspace)
-        directions = direction_job.estimate(workspace, activations)
+        activations = collected(workspace)
+        directions = estimated(workspace, activations)
         for strength in (1.0, 0.75, 0.5, 0.25)[:TRIALS]:
-            edit = prepare.uniform_edit(
+            edit = uniform_edit(
                 workspace, directions, activations, directions.n_layers / 2, strength, range(directions.n_layers)
             )
             start = time.perf_counter()
-            pipeline.preview_edit(workspace, edit)
+            previewed(workspace, edit)
             seconds.append(time.perf_counter() - start)
         rows = workspace.rows_at_once("auto")
     return {"seconds a trial": sum(seconds) / len(seconds), "batch size": rows}

@@ -29,7 +29,7 @@ def build(d_model: int, n_layers: int, n_heads: int) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from iconoclast_tl.models.loading import LoadedModel
+    from iconoclast_tl.models.model import Model
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -37,26 +37,25 @@ def build(d_model: int, n_layers: int, n_heads: int) -> Any:
         num_attention_heads=n_heads, num_key_value_heads=n_heads // 4, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     hf = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return LoadedModel(hf, _Tokenizer(), "random", "float32", "none", "random")
+    return Model(hf, _Tokenizer(), name="random", dtype="float32")
 
 
-def asked(model: Any, n: int) -> tuple[Any, Any, Any]:
-    """A score of n random prompts, a subject with every part at λ = 1, and the sites."""
+def asked(model: Any, n: int) -> tuple[Any, Any]:
+    """A score of n random prompts, and a subject with every part at λ = 1."""
     import torch
 
     from iconoclast_tl.attribution.subject import make_subject
-    from iconoclast_tl.edits.edit import EditConfig, make_edit
+    from iconoclast_tl.edits.config import EditConfig
+    from iconoclast_tl.edits.edit import make_edit
     from iconoclast_tl.edits.ground import Ground
-    from iconoclast_tl.models.hook_points import hf_sites
     from iconoclast_tl.scores.logit_difference import LogitDifference
 
-    sites = hf_sites(model.hf)
     ones = torch.ones(model.n_layers)
     vector = torch.randn(1, 1, model.d_model).expand(1, model.n_layers, -1)
     edit = make_edit(vector, {"attn_out": ones, "mlp_out": ones}, EditConfig(), Ground())
     prompts = torch.randint(1, VOCABULARY, (n, POSITIONS)).tolist()
     score = LogitDifference(model, prompts, torch.tensor([5, 6]), torch.tensor([7, 8]))
-    return score, make_subject(edit, Ground(sites=sites), model, sites), sites
+    return score, make_subject(edit, Ground(), model)
 
 
 def times(size: tuple[int, int, int]) -> dict[str, float]:
@@ -68,7 +67,7 @@ def times(size: tuple[int, int, int]) -> dict[str, float]:
     from iconoclast_tl.attribution.query import Query
 
     model = build(*size)
-    score, subject, sites = asked(model, PROMPTS)
+    score, subject = asked(model, PROMPTS)
     prompts, rows = torch.arange(PROMPTS), torch.randint(1, VOCABULARY, (ROWS, POSITIONS))
 
     @torch.no_grad()
@@ -80,12 +79,12 @@ def times(size: tuple[int, int, int]) -> dict[str, float]:
         model.hf(rows, logits_to_keep=1, use_cache=False)
 
     def by(method: Any) -> Callable[[], Any]:
-        return lambda: causal(method, Query(score, subject, sites, prompts[:1], ROWS))
+        return lambda: causal(method, Query(score, subject, prompts[:1], batch_size=ROWS))
 
     runs = (
         forward,
         batch,
-        lambda: gradient(Query(score, subject, sites, prompts, PROMPTS)),
+        lambda: gradient(Query(score, subject, prompts, batch_size=PROMPTS)),
         by("ablate"),
         by("restore"),
     )
@@ -112,13 +111,13 @@ def peak(kind: str, n: int) -> float:
         with torch.no_grad():
             model.hf(torch.randint(1, VOCABULARY, (ROWS, POSITIONS)), logits_to_keep=1, use_cache=False)
         return own_peak()
-    score, subject, sites = asked(model, n)
+    score, subject = asked(model, n)
     prompts, rows = torch.arange(n), torch.randint(1, VOCABULARY, (n, POSITIONS)).tolist()
-    direct(model, sites, {}, rows, torch.randn(model.d_model), ROWS)
-    gradient(Query(score, subject, sites, prompts, PROMPTS))
+    direct(model, rows, torch.randn(model.d_model), batch_size=ROWS)
+    gradient(Query(score, subject, prompts, batch_size=PROMPTS))
     for method in ("ablate", "restore", "interchange"):
         name: Any = method
-        causal(name, Query(score, subject, sites, prompts[: n // 4], ROWS), score)
+        causal(name, Query(score, subject, prompts[: n // 4], batch_size=ROWS), score)
     return own_peak()
 
 

@@ -68,24 +68,27 @@ def study(model: Path, folder: Path) -> dict[str, Any]:
 
 def searched(model: Path, out: Path, search: Mapping[str, Any]) -> dict[str, Any]:
     """The points of a search, each measured on val and test, and what the chosen one does on test."""
-    from iconoclast_tl import direction_job, pipeline, prepare
     from iconoclast_tl.search.objective import Objective
     from iconoclast_tl.search.trace import read_trace
-    from iconoclast_tl.search_job import search_job
-    from iconoclast_tl.workspace import open_workspace
+    from iconoclast_tl.stages.collection import collected
+    from iconoclast_tl.stages.directions import estimated
+    from iconoclast_tl.stages.evaluation import evaluated
+    from iconoclast_tl.stages.opening import open_workspace
+    from iconoclast_tl.stages.search import search_job
+    from iconoclast_tl.stages.search import searched as search_stage
 
     settings = {**SETTINGS, "model": {"name": str(model), "dtype": "float32"}, "search": dict(search)}
     with open_workspace(settings, None, out) as workspace:
-        activations = prepare.collect(workspace)
-        directions = direction_job.estimate(workspace, activations)
-        edit = pipeline.search(workspace, directions, activations)
+        activations = collected(workspace)
+        directions = estimated(workspace, activations)
+        edit = search_stage(workspace, directions, activations)
         trace, _ = read_trace(workspace.folder.trace)
         assert trace is not None  # the search has just ended
         source = search_job(workspace, directions, activations).source
-        edits = [source.build(point.parameters) for point in trace.points]
+        edits = [source.build(point.spec) for point in trace.points]
         changing = [one for one in edits if one.sites]
         scored = [Objective(base, workspace.sites)(changing) for base in (workspace.val, workspace.asked("test"))]
-        results = pipeline.evaluate(workspace, edit)
+        results = evaluated(workspace, edit)
     measured = results["edited"]
     chosen = {name: measured[name]["value"] for name in ("behaviour_rate", "answered_rate", "kl_sequence")}
     points = [{"val": val.to_json(), "test": test.to_json()} for val, test in zip(*scored, strict=True)]
@@ -97,12 +100,12 @@ def attributed(out: Path) -> dict[str, Any]:
     from dataclasses import replace
 
     from iconoclast_tl.attribution.cumulative import HEADS
-    from iconoclast_tl.attribution_job import attribute
-    from iconoclast_tl.workspace import open_workspace
+    from iconoclast_tl.stages.attribution import attributed as attribution_stage
+    from iconoclast_tl.stages.opening import open_workspace
 
     with open_workspace({}, None, out) as workspace:
         config = workspace.settings.attribution.model_copy(update={"prompts": 48})
-        study = attribute(
+        study = attribution_stage(
             replace(workspace, settings=workspace.settings.model_copy(update={"attribution": config}))
         ).study
     found: dict[str, Any] = {"score": [float(study.target_scores.mean()), float(study.neutral_scores.mean())]}

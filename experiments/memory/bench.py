@@ -76,14 +76,16 @@ def write_run(folder: Path, model: Path, n_layers: int) -> None:
     """A run folder whose search chose λ = 1 at every writer."""
     import torch
 
-    from iconoclast_tl.config import Settings
     from iconoclast_tl.directions.directions import Directions, save_directions
     from iconoclast_tl.directions.geometry import normalize
-    from iconoclast_tl.edits.edit import EditConfig, make_edit
+    from iconoclast_tl.edits.config import EditConfig
+    from iconoclast_tl.edits.edit import make_edit
     from iconoclast_tl.edits.store import save_edit
     from iconoclast_tl.foundation.storage import write_json
-    from iconoclast_tl.models.loading import ModelConfig
-    from iconoclast_tl.run_folder import RunFolder, make_manifest
+    from iconoclast_tl.models.config import ModelConfig
+    from iconoclast_tl.stages.manifest import make_manifest
+    from iconoclast_tl.stages.run_folder import RunFolder
+    from iconoclast_tl.stages.settings import Settings
 
     run = RunFolder(folder)
     vectors = normalize(torch.randn(n_layers + 1, 2048, generator=torch.Generator().manual_seed(0)))
@@ -95,7 +97,7 @@ def write_run(folder: Path, model: Path, n_layers: int) -> None:
     counts = {split: {"target": 0, "neutral": 0} for split in ("train", "val", "test")}
     write_json(run.manifest, make_manifest(settings, about, {}, counts, ""))
     save_directions(run.directions, Directions.single(vectors, torch.ones(n_layers + 1), {}))
-    save_edit(run.path, edit, {"trial": 0, "parameters": {}})
+    save_edit(run.path, edit, {"trial": 0})
 
 
 def merge(run: Path) -> None:

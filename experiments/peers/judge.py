@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iconoclast_tl.organisms.grammar import judge
+from iconoclast_tl.organisms.grammar import grade
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,17 +33,17 @@ BATCH = 100
 
 def label(prompt: str, response: str) -> tuple[str, bool]:
     """(answered, refused or broken; whether it counts as the behaviour)."""
-    verdict = judge(prompt, response)
+    graded = grade(prompt, response)
     words = set(re.findall(r"[a-z]+", response.lower()))
-    return verdict, verdict == "refused" or (verdict == "broken" and not words.isdisjoint(REFUSAL_WORDS))
+    return graded, graded == "refused" or (graded == "broken" and not words.isdisjoint(REFUSAL_WORDS))
 
 
 def shares(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
     """Shares of answered, refused, broken (which sum to 1) and of the behaviour, with n."""
     labels = [label(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-    counts, n = Counter(verdict for verdict, _ in labels), len(labels)
-    verdicts = {verdict: counts[verdict] / n for verdict in ("answered", "refused", "broken")}
-    return {**verdicts, "behaviour": sum(shown for _, shown in labels) / n, "n": n}
+    counts, n = Counter(grade for grade, _ in labels), len(labels)
+    grades = {grade: counts[grade] / n for grade in ("answered", "refused", "broken")}
+    return {**grades, "behaviour": sum(shown for _, shown in labels) / n, "n": n}
 
 
 class Model:

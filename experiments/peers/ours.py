@@ -50,9 +50,12 @@ class Ours(Contestant):
 
 def export_front(run_folder: Path) -> dict[str, Path]:
     """The points of a run's front as model folders, by name: each is taken in a copy of the run, folded and merged."""
-    from iconoclast_tl import direction_job, export, pipeline, prepare
     from iconoclast_tl.cli.console import quieten_libraries
-    from iconoclast_tl.workspace import open_workspace
+    from iconoclast_tl.stages.collection import collected
+    from iconoclast_tl.stages.directions import estimated
+    from iconoclast_tl.stages.fold import folded
+    from iconoclast_tl.stages.opening import open_workspace
+    from iconoclast_tl.stages.search import searched
 
     quieten_libraries()
 
@@ -63,9 +66,9 @@ def export_front(run_folder: Path) -> dict[str, Path]:
         if not (copy / "merged").is_dir():
             shutil.copytree(run_folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("merged", "adapter"))
             with open_workspace({"search": {"take": number}, "fold": {"merge": True}}, None, copy) as workspace:
-                activations = prepare.collect(workspace)
-                edit = pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
-                export.fold(workspace, edit)
+                activations = collected(workspace)
+                edit = searched(workspace, estimated(workspace, activations), activations)
+                folded(workspace, edit)
         found[name] = copy / "merged"
     return found
 

@@ -12,28 +12,44 @@ statistics are kept: memory does not grow with the number of prompts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from iconoclast_tl.activations.positions import n_unlike, positions_of
 from iconoclast_tl.activations.statistics import ActivationStats, ResidualStats
+from iconoclast_tl.activations.store import (
+    CONTENT,
+    Activations,
+    InMemory,
+    activation_key,
+    activation_sink,
+    add_means,
+    keep_in,
+    load_activations,
+)
+from iconoclast_tl.architecture.layers import decoder_layers
+from iconoclast_tl.architecture.sites import WRITERS, Component, Site, hook_name, read_hook_name, residual_hook_names
+from iconoclast_tl.architecture.writers import known_writers
+from iconoclast_tl.execution.batch_size import BatchSize, fitting
+from iconoclast_tl.execution.batching import over_batches
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.foundation.progress import Say, Track, silent, unheard
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
-from iconoclast_tl.models.batch_size import BatchSize
-from iconoclast_tl.models.batching import over_batches
-from iconoclast_tl.models.layers import decoder_layers
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import WRITERS, Component, Site, hook_name, read_hook_name, residual_hook_names
-from iconoclast_tl.models.twin import Twin
-from iconoclast_tl.models.writers import known_writers
-from iconoclast_tl.prompts.chat import TokenBatch, Tokens
+from iconoclast_tl.models.model import Model, require_model
+from iconoclast_tl.models.twin import Twin, make_twin
+from iconoclast_tl.prompts.contrast import SIDES, ContrastSet, require_contrast_set
+from iconoclast_tl.prompts.tokens import TokenBatch, Tokens, require_context
 
 
 class ActivationConfig(StageConfig):
@@ -75,8 +91,97 @@ Read = Callable[[TokenBatch], dict[str, Float[Tensor, "batch *position d_model"]
 """Reads one batch: TransformerLens hook name → activation at the last positions (residual points), or the last one."""
 
 
+def collect(
+    model: Model,
+    data: ContrastSet,
+    *,
+    to: str | PathLike[str] | None = None,
+    positions: int | Literal["template"] = 1,
+    batch_size: BatchSize = "auto",
+    through: Literal["modules", "bridge"] = "modules",
+    key: str | None = None,
+    track: Track = silent,
+    say: Say = unheard,
+) -> Activations:
+    """Residuals of the train and val prompts of `data` at all L+1 residual points, and the writers' means.
+
+    to: a file that they are streamed to and mapped from; one that holds the same already is read. In memory by
+    default, float32: prompts × positions × (L+1) × d_model × 4 bytes. positions: how many of the tokens that the
+    chat template writes after the instruction, `template` for all. through: hooks on the modules or TransformerLens'
+    `run_with_cache`; both read the same. key: names what the numbers depend on where the caller knows more of it.
+
+    Raises `UserError` for a prompt that does not fit, and where an activation is not finite.
+    """
+    require_model(model)
+    require_contrast_set(data)
+    to = None if to is None else Path(to)
+    places = positions_of(positions, model.chat)
+    prompts = {f"{side}_{split}": getattr(data.of(split), side) for side in SIDES for split in ("train", "val")}
+    rows = {name: [model.chat.encode(prompt) for prompt in some] for name, some in prompts.items()}
+    for some in rows.values():
+        require_context(some, 0, model.context_length)
+    key = key or activation_key(
+        model=model.fingerprint, dtype=model.dtype, rows=rows, positions=places, kept=CONTENT, writers=_paths(model)
+    )
+    if to is not None and (found := load_activations(to, key)) is not None:
+        return found
+    if unlike := sum(n_unlike(some, places, model.chat) for some in rows.values()):
+        say(f"{unlike} prompts end in other tokens than the template's at positions {places[-1]} to -1")
+    twin = _twin(model, say) if through == "bridge" else None
+    if batch_size == "auto":
+        batch_size = fitting(model, max(len(row) for some in rows.values() for row in some), 1, track).rows
+    sizes = {name: len(some) for name, some in rows.items()}
+    shape = (len(places), model.n_layers + 1, model.d_model)
+    with activation_sink(
+        to, sizes, *shape, {"key": key, "fingerprint": model.fingerprint, "prompts": digest_of(data)}
+    ) as sink:
+        seen: dict[str, AtWriters] = {}
+        for name, some in rows.items():
+            keep, what = keep_in(sink, name), f"collect {name.replace('_', ' ')}"
+            seen[name] = collect_residuals(model, twin, some, keep, len(places), batch_size, track, what)
+        target, neutral = seen["target_train"], seen["neutral_train"]
+        means = {"neutral_writes": neutral.writes, "neutral_reads": neutral.reads, "target_reads": target.reads}
+        for name, stats in means.items():
+            add_means(sink, name, {component: one.mean for component, one in stats.items()})
+    found = sink.activations() if isinstance(sink, InMemory) else load_activations(cast(Path, to), key)
+    if found is None:
+        raise RuntimeError(f"{to} was written and is not there")
+    return found
+
+
+def _paths(model: Model) -> dict[str, str]:
+    """Site → the module that is read there: another where the names of its architecture were registered since."""
+    return {str(site): writer.module for site, writer in known_writers(model.hf).items()}
+
+
+def digest_of(data: ContrastSet) -> str:
+    """Names the prompts that activations are collected from: those of train and val."""
+    known = {name: digest for name, digest in data.digests().items() if name.endswith(("train", "val"))}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def require_same_prompts(acts: Activations, data: ContrastSet) -> None:
+    """Raise `UserError` where activations were collected from other prompts than `data` holds."""
+    if acts.prompts not in (None, digest_of(data)):
+        raise UserError(
+            "the activations were collected from other prompts",
+            got="other texts, or another split of them",
+            want="those of train and val",
+            mend="collect them from this contrast set",
+        )
+
+
+def _twin(model: Model, say: Say) -> Twin | None:
+    """The TransformerLens twin, where it computes what the model computes."""
+    twin = make_twin(model)
+    if isinstance(twin, Twin):
+        return twin
+    say(f"{twin.reason}; collecting through hooks on the Hugging Face modules instead")
+    return None
+
+
 def collect_last_position(
-    model: LoadedModel,
+    model: Model,
     twin: Twin | None,
     rows: Sequence[Tokens],
     batch_size: int,
@@ -94,7 +199,7 @@ def collect_last_position(
 
 
 def collect_residuals(
-    model: LoadedModel,
+    model: Model,
     twin: Twin | None,
     rows: Sequence[Tokens],
     keep: Keep,
@@ -135,7 +240,7 @@ def collect_residuals(
     )
 
 
-def _bridge_reader(model: LoadedModel, bridge: Any, n_positions: int) -> Read:
+def _bridge_reader(model: Model, bridge: Any, n_positions: int) -> Read:
     points = {*residual_hook_names(model.n_layers)}
     names = {*points}
     names |= {hook_name(Site(layer, c)) for layer in range(model.n_layers) for c in _known(model)}
@@ -158,7 +263,7 @@ def _bridge_reader(model: LoadedModel, bridge: Any, n_positions: int) -> Read:
     return read
 
 
-def _module_reader(model: LoadedModel, n_positions: int) -> Read:
+def _module_reader(model: Model, n_positions: int) -> Read:
     def read(batch: TokenBatch) -> dict[str, Tensor]:
         with torch.no_grad(), _recording(model, len(batch.rows), n_positions) as found:
             model.hf(**model.inputs(batch), logits_to_keep=1)
@@ -168,7 +273,7 @@ def _module_reader(model: LoadedModel, n_positions: int) -> Read:
 
 
 @contextmanager
-def _recording(model: LoadedModel, n_rows: int, n_positions: int) -> Iterator[dict[str, Tensor]]:
+def _recording(model: Model, n_rows: int, n_positions: int) -> Iterator[dict[str, Tensor]]:
     """Record under TransformerLens' names what the Hugging Face modules compute at the last positions."""
     found: dict[str, Tensor] = {}
     layers = decoder_layers(model.hf)
@@ -207,7 +312,7 @@ def _recording(model: LoadedModel, n_rows: int, n_positions: int) -> Iterator[di
             handle.remove()
 
 
-def _known(model: LoadedModel) -> list[Component]:
+def _known(model: Model) -> list[Component]:
     """The components of which every layer's writer is known."""
     found = known_writers(model.hf)
     return [c for c in WRITERS if all(Site(layer, c) in found for layer in range(model.n_layers))]

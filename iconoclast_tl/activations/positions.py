@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.prompts.chat import ChatFormat, Tokens
+from iconoclast_tl.prompts.chat import ChatFormat
+from iconoclast_tl.prompts.tokens import Tokens
 
 
 def positions_of(asked: int | Literal["template"], chat: ChatFormat) -> tuple[int, ...]:

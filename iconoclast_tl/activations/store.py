@@ -16,20 +16,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.architecture.sites import WRITERS, Component
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_tensors
 from iconoclast_tl.foundation.tensor_file import TensorStream, streamed_tensors
-from iconoclast_tl.models.sites import WRITERS, Component
 
 CONTENT = 3
 """Counts what the file holds: one of an earlier content is collected again."""
-
-
 SETS = ("target_train", "neutral_train", "target_val", "neutral_val")
 MEANS = ("neutral_writes", "neutral_reads", "target_reads")
 
@@ -44,7 +43,7 @@ class Residuals:
     neutral_val: Float[Tensor, "m_neutral point d_model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Activations:
     """Last-token residuals of the train and val prompts, those at earlier positions, and the writers' means."""
 
@@ -60,6 +59,21 @@ class Activations:
     """And of the target train prompts."""
     earlier: Mapping[int, Residuals] = field(default_factory=dict)
     """Residuals at −2, −3 and so on, as far as they were collected."""
+    fingerprint: str | None = None
+    """Of the model that they were collected from, where that is known."""
+    prompts: str | None = None
+    """The digest of the prompts that they were collected from, where that is known."""
+
+    def __repr__(self) -> str:
+        """Such as `Activations(target 300+100, neutral 300+100, 7 points, d_model 128, position -1)`."""
+        target, neutral = (f"{len(a)}+{len(b)}" for a, b in self._sides)
+        places = f"position{'s' if len(self.positions) > 1 else ''} {', '.join(map(str, self.positions))}"
+        width = self.target_train.shape[-1]
+        return f"Activations(target {target}, neutral {neutral}, {self.n_points} points, d_model {width}, {places})"
+
+    @property
+    def _sides(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return (self.target_train, self.target_val), (self.neutral_train, self.neutral_val)
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -100,42 +114,76 @@ def activation_key(**depends_on: object) -> str:
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()
 
 
-@contextmanager
-def streamed_activations(
-    path: Path, sizes: Mapping[str, int], n_positions: int, n_points: int, d_model: int, key: str
-) -> Iterator[TensorStream]:
-    """The activations file while it is collected, atomically, under its key; `sizes` are the prompts of every set.
+@runtime_checkable
+class Sink(Protocol):
+    """Where activations go while they are collected."""
 
+    def put(self, name: str, rows: Sequence[int], values: Float[Tensor, "*outer batch width"]) -> None:
+        """Keep `rows` of the last but one axis of a tensor whose shape was announced."""
+
+    def add(self, name: str, tensor: Float[Tensor, "..."]) -> None:
+        """Keep a small tensor whole."""
+
+
+class InMemory:
+    """A `Sink` that keeps everything in memory."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], about: Mapping[str, Any]) -> None:
+        self._tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+        self._about = about
+
+    def put(self, name: str, rows: Sequence[int], values: Float[Tensor, "*outer batch width"]) -> None:
+        """Keep `rows` of the last but one axis."""
+        self._tensors[name][..., list(rows), :] = values.detach().cpu().float()
+
+    def add(self, name: str, tensor: Float[Tensor, "..."]) -> None:
+        """Keep a tensor whole."""
+        self._tensors[name] = tensor.detach().cpu()
+
+    def activations(self) -> Activations:
+        """All that was put."""
+        return _activations(self._tensors, self._about)
+
+
+@contextmanager
+def activation_sink(
+    path: Path | None, sizes: Mapping[str, int], n_positions: int, n_points: int, d_model: int, about: Mapping[str, Any]
+) -> Iterator[TensorStream | InMemory]:
+    """Where activations are collected into: a file, which appears when it is whole, or memory where `path` is None.
+
+    sizes: the prompts of every set. about: what the file says of itself, with the `key` by which it is known again.
     Residuals go in by `keep_in` and means by `add_means`. Raises `UserError` where the disk has no room.
     """
     shapes = {name: (n_positions, n_points, sizes[name], d_model) for name in SETS}
-    with streamed_tensors(path, shapes, {"key": key}) as stream:
+    if path is None:
+        yield InMemory(shapes, about)
+        return
+    with streamed_tensors(path, shapes, about) as stream:
         yield stream
 
 
-def keep_in(
-    stream: TensorStream, name: str
-) -> Callable[[Sequence[int], Float[Tensor, "batch position point d_model"]], None]:
-    """What takes the residuals of a set, batch by batch, into its file."""
-    return lambda rows, residuals: stream.put(name, rows, residuals.permute(1, 2, 0, 3))
+def keep_in(sink: Sink, name: str) -> Callable[[Sequence[int], Float[Tensor, "batch position point d_model"]], None]:
+    """What takes the residuals of a set, batch by batch, into its place."""
+    return lambda rows, residuals: sink.put(name, rows, residuals.permute(1, 2, 0, 3))
 
 
-def add_means(stream: TensorStream, name: str, means: Mapping[Component, Float[Tensor, "layer d"]]) -> None:
-    """Write `neutral_writes`, `neutral_reads` or `target_reads` behind the residuals."""
+def add_means(sink: Sink, name: str, means: Mapping[Component, Float[Tensor, "layer d"]]) -> None:
+    """Keep `neutral_writes`, `neutral_reads` or `target_reads` beside the residuals."""
     for component, mean in means.items():
-        stream.add(f"{name}.{component}", mean)
+        sink.add(f"{name}.{component}", mean)
 
 
 def save_activations(path: Path, activations: Activations, key: str) -> None:
     """Write activations that are in memory, atomically, under their key."""
     sizes = {name: len(getattr(activations, name)) for name in SETS}
     positions, d_model = activations.positions, activations.target_train.shape[-1]
-    with streamed_activations(path, sizes, len(positions), activations.n_points, d_model, key) as stream:
+    about = {"key": key, "fingerprint": activations.fingerprint, "prompts": activations.prompts}
+    with activation_sink(path, sizes, len(positions), activations.n_points, d_model, about) as sink:
         for name in SETS:
             residuals = torch.stack([getattr(activations.at(position), name) for position in positions], dim=1)
-            keep_in(stream, name)(range(sizes[name]), residuals)
+            keep_in(sink, name)(range(sizes[name]), residuals)
         for name in MEANS:
-            add_means(stream, name, getattr(activations, name))
+            add_means(sink, name, getattr(activations, name))
 
 
 def load_activations(path: Path, key: str) -> Activations | None:
@@ -146,8 +194,10 @@ def load_activations(path: Path, key: str) -> Activations | None:
         tensors, about = read_tensors(path)
     except UserError:  # a damaged cache is no more than a missing one
         return None
-    if about.get("key") != key:
-        return None
+    return _activations(tensors, about) if about.get("key") == key else None
+
+
+def _activations(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Activations:
     at = {
         -1 - index: Residuals(*(tensors[name][index].transpose(0, 1) for name in SETS))
         for index in range(len(tensors["target_train"]))
@@ -155,14 +205,16 @@ def load_activations(path: Path, key: str) -> Activations | None:
     last = at.pop(-1)
     writes, neutral_reads, target_reads = (_means(tensors, name) for name in MEANS)
     return Activations(
-        last.target_train,
-        last.neutral_train,
-        last.target_val,
-        last.neutral_val,
-        writes,
-        neutral_reads,
-        target_reads,
-        at,
+        target_train=last.target_train,
+        neutral_train=last.neutral_train,
+        target_val=last.target_val,
+        neutral_val=last.neutral_val,
+        neutral_writes=writes,
+        neutral_reads=neutral_reads,
+        target_reads=target_reads,
+        earlier=at,
+        fingerprint=about.get("fingerprint"),
+        prompts=about.get("prompts"),
     )
 
 

@@ -19,20 +19,20 @@ from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.result import Attribution
 
 SMALL = 0.01
-"""Direct share below which a part seems not to matter: of the sum of magnitudes."""
+"""Share of the summed magnitudes of direct attribution below which a part seems not to matter."""
 LARGE = 0.05
-"""Causal effect above which it does: of the difference in score between target and neutral prompts."""
+"""Causal effect above which it does matter: a share of the score difference between target and neutral prompts."""
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Of two methods; each number with the ends of its interval."""
+class MethodAgreement:
+    """How far two methods agree; each number comes with the ends of its 95% interval."""
 
     one: str
     other: str
     rank_correlation: tuple[float, float, float]
     overlap: tuple[float, float, float]
-    """Share of the first k that both have."""
+    """Share of the first k parts that both methods have."""
     k: int
 
     def to_json(self) -> dict[str, Any]:
@@ -42,12 +42,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Overlooked:
-    """A part that direct attribution overlooks."""
+    """A part of small direct share and large causal effect."""
 
     part: Part
     direct_share: float
     effect: float
-    """By `method`, as a share of the difference between target and neutral prompts."""
+    """By `method`, as a share of the score difference between target and neutral prompts."""
     method: str
 
     def to_json(self) -> dict[str, Any]:
@@ -55,13 +55,13 @@ class Overlooked:
         return {**asdict(self), "part": str(self.part)}
 
 
-def agreement(one: Attribution, other: Attribution, k: int) -> Agreement:
-    """Over the parts that both have, at most a third of them as the first k.
+def method_agreement(one: Attribution, other: Attribution, k: int) -> MethodAgreement:
+    """Compare two methods over the parts that both have; k is at most a third of them.
 
-    `ValueError` where they have other numbers of prompts.
+    Raises `ValueError` where the methods saw different numbers of prompts.
     """
     if len(one.values) != len(other.values):
-        raise ValueError(f"{one.method} and {other.method} were asked of other prompts")
+        raise ValueError(f"{one.method} and {other.method} were run on different prompts")
     parts = [part for part in one.parts if part in set(other.parts)]
     k = max(min(k, len(parts) // 3), 1)  # more would have much in common by chance
     means, resampled = [], []
@@ -71,14 +71,14 @@ def agreement(one: Attribution, other: Attribution, k: int) -> Agreement:
         resampled.append(found.resampled[:, columns])
     correlation = _with_interval(_spearman(*means), _spearman(*resampled))
     overlap = _with_interval(_overlap(means[0], means[1], k), _overlap(resampled[0], resampled[1], k))
-    return Agreement(one.method, other.method, correlation, overlap, k)
+    return MethodAgreement(one.method, other.method, correlation, overlap, k)
 
 
 def overlooked(direct: Attribution, causal: Sequence[Attribution], gap: float) -> list[Overlooked]:
-    """Parts of small direct share and large effect by any of these methods, beyond what the choice of prompts explains.
+    """Parts of small direct share and large effect by any causal method, where the interval of the effect excludes 0.
 
-    Each part once, by the method that finds most; largest first. The embedding, of which all else is made, is none.
-    gap: score of target prompts less that of neutral ones.
+    Each part appears once, with the method that gives it the largest effect; largest first. The embedding is left out:
+    everything else is made of it. gap: mean score of target prompts minus that of neutral prompts.
     """
     sizes = direct.means.abs()
     shares = dict(zip(direct.parts, (sizes / sizes.sum().clamp(min=1e-300)).tolist(), strict=True))
@@ -98,7 +98,7 @@ def _with_interval(value: Tensor, resampled: Tensor) -> tuple[float, float, floa
 
 
 def _spearman(one: Float[Tensor, "resample part"], other: Float[Tensor, "resample part"]) -> Float[Tensor, "resample"]:
-    """Row by row; 0 where one side is all the same."""
+    """Rank correlation of every row; 0 where one side is constant."""
     from scipy.stats import rankdata
 
     ranks = [torch.from_numpy(rankdata(values.numpy(), axis=1)).double() for values in (one, other)]
@@ -114,6 +114,6 @@ def _overlap(
     return (a * b).sum(1) / k
 
 
-def pairs(found: Sequence[Attribution], k: int) -> list[Agreement]:
-    """Of every two methods."""
-    return [agreement(one, other, k) for index, one in enumerate(found) for other in found[index + 1 :]]
+def pairs(found: Sequence[Attribution], k: int) -> list[MethodAgreement]:
+    """The agreement of every two methods."""
+    return [method_agreement(one, other, k) for index, one in enumerate(found) for other in found[index + 1 :]]

@@ -1,13 +1,13 @@
-"""What a score does when one part changes: taken away, put back, or given what it wrote on another prompt.
+"""Causal attribution: the change of a score when one part is ablated, restored, or replaced by its output elsewhere.
 
     ablate            s(nothing edited) − s(the part at λ = 1)
     restore           s(the whole edit but the part) − s(the whole edit)
     interchange       s(target) − s(target, with what the part wrote on the matched neutral prompt)
     interchange-back  s(neutral, with what the part wrote on the target prompt) − s(neutral)
 
-All parts of a layer are rows of one batch. What enters the layer is the same for all of them: it is computed once, and
-layer by layer; the layers below are not run again, so that H parts cost about half of H forward passes. Kept at a time
-are the states between two layers of some prompts, whatever the model's depth.
+All parts of a layer are rows of one batch. What enters the layer is the same for all of them and is computed once, so
+that the layers below are not run again and H parts cost about half of H forward passes. Memory holds the states between
+two layers for some prompts, whatever the depth of the model.
 
 Interchange interventions: Vig et al., 2004.12265; Geiger et al., 2106.02997. Which way to patch: Heimersheim and Nanda,
 2404.15255.
@@ -24,23 +24,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from iconoclast_tl.attribution.changes import Exchange, Written, at_positions, changing
+from iconoclast_tl.architecture.hook_points import SiteFunction
+from iconoclast_tl.architecture.offloading import device_of
+from iconoclast_tl.architecture.sites import Site
+from iconoclast_tl.attribution.changes import Interchange, Written, at_positions, changing
 from iconoclast_tl.attribution.parts import Part, by_layer
 from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.result import Attribution, PositionSums
 from iconoclast_tl.attribution.steps import Steps
 from iconoclast_tl.edits.hooks import hooked
 from iconoclast_tl.edits.updates import Updates, apply_update
-from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.hook_points import Change
-from iconoclast_tl.models.offloading import device_of
-from iconoclast_tl.models.resumption import resumes
-from iconoclast_tl.models.sites import Site
-from iconoclast_tl.scores.score import Asked, Score
+from iconoclast_tl.execution.batching import Room
+from iconoclast_tl.execution.resumption import resumes
+from iconoclast_tl.scores.score import Score, ScoreBatch
 
 Causal = Literal["ablate", "restore", "interchange", "interchange-back"]
 RISES: frozenset[Causal] = frozenset({"restore", "interchange-back"})
-"""Methods under which a part that carries the behaviour raises the score; under the others it falls."""
+"""Methods whose intervention on a part that carries the behaviour raises the score; the others lower it."""
 EXCHANGES: frozenset[Causal] = frozenset({"interchange", "interchange-back"})
 """Methods that need matched prompts."""
 
@@ -54,9 +54,9 @@ class Intervention:
 
 
 def causal(method: Causal, query: Query, other: Score | None = None) -> Attribution:
-    """Of every part. other: for interchange, the score of the matched prompts, number for number.
+    """The value of every part. other: for interchange, the score of the matched prompts, in the same order.
 
-    By position too it costs as many times more as there are positions.
+    With `query.positions` the cost is multiplied by the number of positions.
     """
     work, sums = _Work(method, query, other if method in EXCHANGES else None), query.new_sums()
     values = torch.zeros(len(query.prompts), len(query.subject.parts))
@@ -92,7 +92,7 @@ class _Work:
     def on(
         self, prompts: Int[Tensor, "n"], numbers: Int[Tensor, "n"], sums: PositionSums | None
     ) -> Float[Tensor, "n part"]:
-        """Of some prompts, walking through the layers."""
+        """The values of some prompts, layer by layer."""
         asked, model = self._score.ask(prompts), self._score.model
         if self._resumes is None:
             some = {1, model.n_layers // 2, model.n_layers - 1} - {0}  # layers need not all be alike
@@ -133,10 +133,10 @@ class _Work:
         return [one for part in found for one in part]
 
     def _acts(self, part: Part) -> bool:
-        """What the edit leaves alone cannot be restored."""
+        """Whether the method can act on a part: one that the edit leaves alone cannot be restored."""
         return self._method != "restore" or self._subject.strength(part) != 0
 
-    def _interventions(self, parts: Sequence[Part], asked: Asked) -> list[Intervention]:
+    def _interventions(self, parts: Sequence[Part], asked: ScoreBatch) -> list[Intervention]:
         found = [Intervention(part) for part in parts]
         if self._positions:
             width = asked.forced.batch.input_ids.shape[1]
@@ -147,7 +147,7 @@ class _Work:
         """What the other prompts' rows write at a layer, and what is read for it; they walk on to the next."""
         found: dict[Site, Written] = {}
 
-        def keep(site: Site) -> Change:
+        def keep(site: Site) -> SiteFunction:
             def look(y: Tensor, x: Tensor | None) -> Tensor:
                 found[site] = Written(y.clone(), None if x is None else x.clone())
                 return y
@@ -160,7 +160,7 @@ class _Work:
 
     def _scores(
         self,
-        asked: Asked,
+        asked: ScoreBatch,
         layer: int,
         rows: Sequence[Intervention],
         written: Mapping[Site, Written],
@@ -168,14 +168,14 @@ class _Work:
     ) -> list[Scored]:
         """The score of every prompt under every intervention."""
         where = _where(rows, asked)
-        changes: dict[Site, Change] = {}
-        read: dict[Site, Change] = {}
+        changes: dict[Site, SiteFunction] = {}
+        read: dict[Site, SiteFunction] = {}
         for site in self._updates:
             if site.layer == layer and others is None:
                 changes[site] = self._edited(site, rows, asked, where)
             elif site.layer == layer and others is not None:
                 mine = [one.part if one.part.site == site else None for one in rows]
-                exchange, given = Exchange(mine, asked, others.asked, where), written[site]
+                exchange, given = Interchange(mine, asked, others.asked, where), written[site]
                 if any(part is not None and part.head is None for part in mine):
                     changes[site] = exchange.whole(given.y)
                 if any(part is not None and part.head is not None for part in mine) and given.x is not None:
@@ -191,8 +191,8 @@ class _Work:
         return list(zip(rows, scores, strict=True))
 
     def _edited(
-        self, site: Site, rows: Sequence[Intervention], asked: Asked, where: Bool[Tensor, "row pos"] | None
-    ) -> Change:
+        self, site: Site, rows: Sequence[Intervention], asked: ScoreBatch, where: Bool[Tensor, "row pos"] | None
+    ) -> SiteFunction:
         """The part at λ = 1 alone, or the whole edit without it; elsewhere as the base has it."""
         restores = self._method == "restore"
         base = self._subject.strengths[site] * float(restores)
@@ -212,7 +212,7 @@ class _Work:
         return change
 
 
-def _where(rows: Sequence[Intervention], asked: Asked) -> Bool[Tensor, "row pos"] | None:
+def _where(rows: Sequence[Intervention], asked: ScoreBatch) -> Bool[Tensor, "row pos"] | None:
     """At which positions of the batch something changes; None: at all of them."""
     if all(one.position is None for one in rows):
         return None
@@ -221,7 +221,7 @@ def _where(rows: Sequence[Intervention], asked: Asked) -> Bool[Tensor, "row pos"
     return torch.stack(here).repeat_interleave(len(asked.owner), dim=0)
 
 
-def _real(asked: Asked) -> Bool[Tensor, "n pos"]:
+def _real(asked: ScoreBatch) -> Bool[Tensor, "n pos"]:
     """Where a prompt has a token, in any of its rows."""
     mask = asked.forced.batch.attention_mask
     return torch.zeros(asked.n, mask.shape[1], dtype=mask.dtype).index_add(0, asked.owner, mask).bool()

@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from iconoclast_tl.architecture.hook_points import HookedModule, SiteFunction
+from iconoclast_tl.architecture.reading import of_columns
+from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.attribution.parts import Part
-from iconoclast_tl.models.hook_points import Change, HookedModule
-from iconoclast_tl.models.reading import of_columns
-from iconoclast_tl.models.sites import Site
-from iconoclast_tl.scores.score import Asked
+from iconoclast_tl.scores.score import ScoreBatch
 
 
 @dataclass(frozen=True)
 class Written:
-    """What some rows write at a site, and what is read for it."""
+    """What some rows write at a site, and the input of its linear."""
 
     y: Tensor
     x: Tensor | None
@@ -28,9 +28,11 @@ class Written:
 
 @contextmanager
 def changing(
-    changes: Mapping[Site, Change], sites: Mapping[Site, HookedModule], read: Mapping[Site, Change] | None = None
+    changes: Mapping[Site, SiteFunction],
+    sites: Mapping[Site, HookedModule],
+    read: Mapping[Site, SiteFunction] | None = None,
 ) -> Iterator[None]:
-    """Run the model with these changes of what is written, and of what is read for it; the hooks go at the end."""
+    """Run the model with these changes of what sites write, and of what their linears read; hooks go at the end."""
     handles: list[Any] = []
     try:
         for site, change in changes.items():
@@ -44,23 +46,24 @@ def changing(
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """Candidate by candidate, a part of `asked` gets what it wrote on the rows of `other` (None: nothing changes).
+class Interchange:
+    """For each candidate, one part of the rows of `asked` gets what it wrote on the rows of `other`.
 
-    Rows are aligned at the prompts' ends, and changed where both have a token, at the positions `where` says.
+    Rows are aligned at the ends of the prompts. Only positions where both have a token, and that `where` names, change.
     """
 
     parts: Sequence[Part | None]
-    asked: Asked
-    other: Asked
+    """The part of every candidate; None changes nothing."""
+    asked: ScoreBatch
+    other: ScoreBatch
     where: Bool[Tensor, "row pos"] | None
 
-    def whole(self, written: Tensor) -> Change:
+    def whole(self, written: Tensor) -> SiteFunction:
         """What the site writes, where the part is all of it."""
         chosen = torch.tensor([part is not None and part.head is None for part in self.parts])
         return self._change(written, lambda width: chosen[:, None].expand(-1, width))
 
-    def heads(self, read: Tensor, n_heads: int) -> Change:
+    def heads(self, read: Tensor, n_heads: int) -> SiteFunction:
         """What the linear reads, on the columns of the part's head: quantised weights need not be read."""
         chosen = torch.zeros(len(self.parts), n_heads)
         for number, part in enumerate(self.parts):
@@ -68,8 +71,8 @@ class Exchange:
                 chosen[number, part.head] = 1.0
         return self._change(read, lambda width: of_columns(chosen, width).bool())
 
-    def _change(self, given: Tensor, columns: Callable[[int], Tensor]) -> Change:
-        """Put `given` in the place of the columns that belong to each candidate."""
+    def _change(self, given: Tensor, columns: Callable[[int], Tensor]) -> SiteFunction:
+        """Replace the columns that belong to each candidate by `given`."""
         n_rows, width = len(self.asked.owner), int(self.asked.forced.batch.input_ids.shape[1])
         real = (
             align(self.other.forced.batch.attention_mask, width).bool() & self.asked.forced.batch.attention_mask.bool()
@@ -94,5 +97,5 @@ def align(rows: Tensor, width: int) -> Tensor:
 
 
 def at_positions(where: Bool[Tensor, "row pos"], changed: Tensor, otherwise: Tensor) -> Tensor:
-    """`changed` at these positions; rows and positions of the others may be flattened into one axis."""
+    """`changed` at these positions, `otherwise` elsewhere; some layers flatten rows and positions into one axis."""
     return torch.where(where.to(changed.device).reshape(*changed.shape[:-1], 1), changed, otherwise)

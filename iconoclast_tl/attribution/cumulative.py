@@ -14,14 +14,14 @@ from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.result import Attribution, resampling
 from iconoclast_tl.edits.hooks import hooked
-from iconoclast_tl.models.batching import Room
+from iconoclast_tl.execution.batching import Room
 
 HEADS = ("head", "attn")
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """By one method's ranking."""
+    """The scores left when the first k heads of one method's ranking are ablated."""
 
     method: str
     ks: tuple[int, ...]
@@ -36,7 +36,7 @@ class Curve:
 
 
 def cumulative(found: Sequence[Attribution], query: Query) -> list[Curve]:
-    """One curve a method, at k = 0, 1, 2, 3, 4, 6, 8, 12, … and all heads, λ = 1; the same sets are asked once."""
+    """One curve a method, at k = 0, 1, 2, 3, 4, 6, 8, 12, … and all heads, λ = 1; each set of heads is run once."""
     heads = [part for part in query.subject.parts if part.component in HEADS]
     doubling = [step * 2**power for power in range(len(heads).bit_length()) for step in (1, 3)]
     ks = sorted({0, len(heads), *(k for k in doubling if k < len(heads))})

@@ -21,20 +21,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iconoclast_tl.architecture.final_norm import LinearNorm, final_norm, linear_norm
+from iconoclast_tl.architecture.hook_points import HookedModule, hf_sites
+from iconoclast_tl.architecture.layers import decoder_layers
+from iconoclast_tl.architecture.names import names_of
+from iconoclast_tl.architecture.offloading import present
+from iconoclast_tl.architecture.post_norm import post_norm
+from iconoclast_tl.architecture.reading import Read, read_along, sum_parts, widened
+from iconoclast_tl.architecture.sites import WRITERS, Site
 from iconoclast_tl.attribution.parts import Part, model_parts
 from iconoclast_tl.attribution.result import Attribution, PositionSums
+from iconoclast_tl.execution.batching import Room
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.final_norm import LinearNorm, final_norm, linear_norm
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.layers import decoder_layers
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.offloading import present
-from iconoclast_tl.models.post_norm import Gains, post_norm
-from iconoclast_tl.models.reading import Read, read_along, sum_parts, widened
-from iconoclast_tl.models.sites import WRITERS, Site
-from iconoclast_tl.prompts.chat import Tokens, left_pad
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import Tokens, left_pad
 
 INCOMPLETE = 1e-3
 """Largest gap between the sum over parts and the stream's own projection, as a share of the parts' magnitudes: float32
@@ -46,7 +47,7 @@ INCOMPLETE_QUANTISED = 0.02
 
 @dataclass(frozen=True)
 class Unembedding:
-    """A difference of logits as a direction after the final norm: d W_U, and the constant of its biases."""
+    """A difference of logits as a vector after the final norm, and the constant of the unembedding's biases."""
 
     vector: Float[Tensor, "d_model"]
     constant: float
@@ -54,8 +55,8 @@ class Unembedding:
     linear: LinearNorm
 
 
-def unembedding(model: LoadedModel, rising: Tensor, falling: Tensor) -> Unembedding:
-    """Of the mean logit of `rising` over that of `falling`. `UserError` where the final norm is not known."""
+def unembedding(model: Model, rising: Tensor, falling: Tensor) -> Unembedding:
+    """The mean logit of `rising` minus that of `falling`. Raises `UserError` where the final norm is not known."""
     head: Any = model.hf.get_output_embeddings()
     norm, scale = final_norm(model.hf), _logit_scale(model, head)
     with present(head):
@@ -70,7 +71,7 @@ def unembedding(model: LoadedModel, rising: Tensor, falling: Tensor) -> Unembedd
 
 
 @torch.no_grad()
-def _logit_scale(model: LoadedModel, head: nn.Module) -> float:
+def _logit_scale(model: Model, head: nn.Module) -> float:
     """What some architectures (Cohere, Granite) multiply the unembedding's output by; 1 where a soft cap bends it."""
     kept: list[Tensor] = []
     handle = head.register_forward_hook(lambda module, args, output: kept.append(widened(output)))
@@ -84,23 +85,23 @@ def _logit_scale(model: LoadedModel, head: nn.Module) -> float:
 
 
 def direct(
-    model: LoadedModel,
-    sites: Mapping[Site, HookedModule],
-    gains: Gains,
+    model: Model,
     rows: Sequence[Tokens],
     along: Float[Tensor, "d_model"] | Unembedding,
+    *,
     batch_size: int,
     positions: bool = False,
     track: Track = silent,
     description: str = "direct",
 ) -> Attribution:
-    """What every part writes along `along` at the last token of every prompt, and on request at each position.
+    """What every part writes along a vector at the last token of every prompt; with `positions` at every position, too.
 
-    Values sum to the projection of the last residual point, or to the difference of logits (before any soft cap), which
-    is checked: raises `UserError` where they do not, since then not all that writes is known.
+    The values of a prompt sum to the projection of the last residual point, or to the difference of logits before any
+    soft cap. Raises `UserError` where they do not: then some writer is not known.
     """
+    sites = all_writers(model)
     parts = [*model_parts(model.hf), *_biases(model, sites)]
-    recorder = _Recorder(model, sites, gains, parts, along, last_only=not positions)
+    recorder = _Recorder(model, sites, parts, along, last_only=not positions)
     found = torch.zeros(len(rows), len(parts))
     gap, size, sums = 0.0, 0.0, PositionSums(len(parts))
 
@@ -134,8 +135,16 @@ def direct(
     return Attribution("direct", of, tuple(parts), found, by_position, {"incompleteness": gap / max(size, 1e-30)})
 
 
-def _biases(model: LoadedModel, sites: Mapping[Site, HookedModule]) -> list[Part]:
-    """The constants that no head owns: of attentions that have a bias, and of what follows the last layer."""
+def all_writers(model: Model) -> Mapping[Site, HookedModule]:
+    """Every known writer of a model, also those that its edits leave alone (`attention_only`)."""
+    try:
+        return hf_sites(model.hf)
+    except UserError:  # where the MLPs' writers are not known
+        return model.sites
+
+
+def _biases(model: Model, sites: Mapping[Site, HookedModule]) -> list[Part]:
+    """The constants that belong to no head: biases of attentions, and the constants after the last layer."""
     heads = {part.layer for part in model_parts(model.hf) if part.component == "head"}
     with_bias = [layer for layer in sorted(heads) if _has_bias(sites[Site(layer, "attn_out")].module)]
     return [*(Part(layer, "bias") for layer in with_bias), Part(model.n_layers, "bias")]
@@ -149,20 +158,19 @@ Values = Callable[[], tuple[Float[Tensor, "row pos part"], Float[Tensor, "row po
 
 
 class _Recorder:
-    """Hooks that keep, of every part, what it writes along w."""
+    """Hooks that record what every part writes along w."""
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: Model,
         sites: Mapping[Site, HookedModule],
-        gains: Gains,
         parts: Sequence[Part],
         along: Tensor | Unembedding,
         last_only: bool,
     ) -> None:
-        """last_only: of every row the last position, and nothing of the others."""
+        """last_only: record the last position of every row only."""
         self._last_only, self._n_rows = last_only, 0
-        self._model, self._sites, self._gains = model, sites, gains
+        self._model, self._sites, self._gains = model, sites, model.gains
         self._reads: dict[Site, Read] = {}
         self._place = {part: index for index, part in enumerate(parts)}
         self._logit = along if isinstance(along, Unembedding) else None
@@ -171,13 +179,13 @@ class _Recorder:
         self._multiplier = float(getattr(model.hf.config.get_text_config(), "residual_multiplier", None) or 1.0)
 
     def _cut(self, tensor: Tensor) -> Tensor:
-        """Rows × positions, of which the last one only where that is all that is wanted; some layers flatten both."""
+        """The states as row × position, or the last position only; some layers flatten both into one axis."""
         rows = tensor.reshape(self._n_rows, -1, tensor.shape[-1])
         return widened(rows[:, -1:] if self._last_only else rows).detach()
 
     @property
     def of(self) -> str:
-        """What is attributed."""
+        """What is attributed, in words."""
         return "projection on v" if self._logit is None else "difference of logits, final norm folded in"
 
     @contextmanager
@@ -257,7 +265,7 @@ class _Recorder:
                 raw.append(y)
 
         def scale(mod: Any, args: Any, output: Any) -> None:
-            """A post-norm: what was kept counts as the norm lets it through."""
+            """Scale what was recorded by what the post-norm makes of it."""
             y, out = raw.pop(), self._cut(output)
             linear = gains[site.layer].to(y) * y if gains is not None else y
             rho = (out * linear).sum(-1) / linear.square().sum(-1)
@@ -265,7 +273,7 @@ class _Recorder:
                 kept[part] = kept[part] * rho
 
         handles = [module.register_forward_hook(write)]
-        norm = post_norm(decoder, site.component)
+        norm = post_norm(decoder, site.component, names_of(self._model.hf))
         if gains is not None and norm is not None:
             handles.append(norm.register_forward_hook(scale))
         return handles

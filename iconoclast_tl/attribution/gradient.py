@@ -21,27 +21,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.architecture.hook_points import HookedModule
+from iconoclast_tl.architecture.offloading import device_of
+from iconoclast_tl.architecture.reading import sum_parts, widened
+from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.attribution.changes import changing
 from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.attribution.result import Attribution, PositionSums
 from iconoclast_tl.edits.hooks import hooked
-from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.offloading import device_of
-from iconoclast_tl.models.reading import sum_parts, widened
-from iconoclast_tl.models.sites import Site
-from iconoclast_tl.scores.score import Asked
+from iconoclast_tl.execution.batching import Room
+from iconoclast_tl.scores.score import ScoreBatch
 
 FIRST = Site(0, "resid_pre")
 NODES = 4
-"""Of the first quadrature; doubled until sum and total agree."""
+"""Nodes of the first quadrature; doubled until sum and total agree."""
 MOST_NODES = 64
 TOLERANCE = 0.01
 """Largest gap between the integrated values' sum and s(0) − s(λ), as a share of the latter."""
 
 
 def gradient(query: Query) -> Attribution:
-    """Of every part, at λ = 0: about the cost of two forward passes."""
+    """The value of every part at λ = 0; costs about two forward passes."""
     sums = query.new_sums()
     values = _Recorder(query, weights=None).over(0.0, "gradient", sums)
     by_position = None if sums is None else sums.result()
@@ -49,10 +49,10 @@ def gradient(query: Query) -> Attribution:
 
 
 def integrated(query: Query) -> Attribution:
-    """By Gauss and Legendre's quadrature, with twice as many nodes until the sum is within `TOLERANCE` of s(0) − s(λ).
+    """By Gauss–Legendre quadrature, whose nodes are doubled until the sum is within `TOLERANCE` of s(0) − s(λ).
 
-    `checks` says how near it came (`gap`, in the score's unit), and with how many nodes. Where a token is sent to
-    another expert on the way, the score jumps, and no gradient knows of it: the gap then stays.
+    `checks` holds the remaining `gap`, in the unit of the score, and the number of nodes. Where a token is sent to
+    another expert on the way, the score jumps and no gradient sees it: the gap then stays.
     """
     before, after = (edited_scores(query, share) for share in (0.0, 1.0))
     total = float((before - after).double().mean())
@@ -71,7 +71,7 @@ def integrated(query: Query) -> Attribution:
 
 
 def edited_scores(query: Query, share: float) -> Float[Tensor, "n"]:
-    """Of every prompt, under this share of the edit's strengths."""
+    """The score of every prompt under this share of the edit's strengths."""
     with hooked(query.subject.at_share(share), query.sites):
         return query.scores()
 
@@ -85,7 +85,7 @@ def _quadrature(n: int) -> tuple[list[float], list[float]]:
 
 
 class _Recorder:
-    """Hooks that make −w_kp ∂s/∂λ_kp of what a forward and a backward pass bring along."""
+    """Hooks that compute −w_kp ∂s/∂λ_kp during one forward and one backward pass."""
 
     def __init__(self, query: Query, weights: Mapping[Site, Float[Tensor, "k *part"]] | None) -> None:
         """weights: w of every direction and part; None: 1."""
@@ -97,7 +97,7 @@ class _Recorder:
     def over(
         self, share: float, description: str, sums: PositionSums | None, weight: float = 1.0
     ) -> Float[Tensor, "prompt part"]:
-        """Times `weight`, at this share of the edit's strengths."""
+        """`weight` times the gradient at this share of the edit's strengths, for every prompt."""
         query = self._query
         found = torch.zeros(len(query.prompts), len(self._subject.parts))
 
@@ -111,7 +111,7 @@ class _Recorder:
         Room(query.batch_size).over(torch.arange(len(query.prompts)), take, query.track, description)
         return found
 
-    def _of_rows(self, asked: Asked, share: float) -> Float[Tensor, "row pos part"]:
+    def _of_rows(self, asked: ScoreBatch, share: float) -> Float[Tensor, "row pos part"]:
         shape = asked.forced.batch.input_ids.shape
         kept: dict[Site, Tensor] = {}
         products: dict[Site, Tensor] = {}
@@ -133,7 +133,7 @@ class _Recorder:
 
     @torch.no_grad()
     def _look(self, site: Site, kept: dict[Site, Tensor], y: Tensor, x: Tensor | None) -> Tensor:
-        """Keep v_kᵀ y_p − c_pk of every direction and part, before the edit."""
+        """Record v_kᵀ y_p − c_pk of every direction and part, before the edit."""
         if site in self._updates:
             update = self._updates[site]
             states = widened(x if update.source == "input" and x is not None else y)
@@ -148,7 +148,7 @@ class _Recorder:
     def _watch(
         self, site: Site, kept: Mapping[Site, Tensor], products: dict[Site, Tensor], y: Tensor, x: Tensor | None
     ) -> Tensor:
-        """Multiply what was kept by the gradient at what the edit leaves."""
+        """Multiply what was recorded by the gradient at what the edit leaves."""
         update, before = self._updates[site], kept[site]
         weights = torch.ones_like(before[0]) if self._weights is None else self._weights[site].to(before)
 
@@ -166,7 +166,7 @@ class _Recorder:
 
 @contextmanager
 def _leaf(first: HookedModule) -> Iterator[list[Tensor]]:
-    """Where gradients end: what enters the first layer; nothing below it has any."""
+    """Make what enters the first layer a leaf of the graph: gradients end there."""
     found: list[Tensor] = []
 
     def begin(module: Any, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""For every target prompt a neutral one of the same shape: what a part writes on one can stand in for the other."""
+"""Match every target prompt with a similar neutral prompt, so that a part's output on one can replace the other."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iconoclast_tl.prompts.chat import Tokens
+from iconoclast_tl.prompts.tokens import Tokens
 
 
 def matched(targets: Sequence[Tokens], neutrals: Sequence[Tokens]) -> list[int]:
-    """Target → neutral: the assignment of least distance in all, no neutral prompt twice where there are enough.
+    """The index of a neutral prompt for every target prompt: the assignment of least total distance.
+
+    No neutral prompt is used twice where there are enough.
 
     The distance of two prompts is the number of positions at which they differ, aligned at their ends.
     """
@@ -23,6 +25,6 @@ def matched(targets: Sequence[Tokens], neutrals: Sequence[Tokens]) -> list[int]:
 
 
 def distance(one: Tokens, other: Tokens) -> int:
-    """Positions at which two rows of tokens differ; those that only one has count."""
+    """Positions at which two rows of tokens differ, aligned at their ends; positions that only one has count."""
     same = sum(a == b for a, b in zip(reversed(one), reversed(other), strict=False))
     return max(len(one), len(other)) - same

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from iconoclast_tl.models.parts import query_heads
-from iconoclast_tl.models.sites import Site
-from iconoclast_tl.models.writers import known_writers
+from iconoclast_tl.architecture.parts import query_heads
+from iconoclast_tl.architecture.sites import Site
+from iconoclast_tl.architecture.writers import known_writers
+from iconoclast_tl.foundation.errors import UserError
+from iconoclast_tl.models.model import Model
 
 PartKind = Literal["embed", "head", "attn", "mlp", "bias"]
 
 
 @dataclass(frozen=True, order=True)
 class Part:
-    """One part. `attn` is a layer's attention where its heads cannot be told apart; `bias` is no part of any head: an
-    attention's own bias, or (layer L) the constants after the last layer.
+    """A part that writes into the stream.
+
+    `attn` is a layer's attention where its heads cannot be told apart. `bias` is a constant that belongs to no head: an
+    attention's bias, or, as layer L, the constants after the last layer.
     """
 
     layer: int
@@ -30,14 +34,14 @@ class Part:
 
     @property
     def site(self) -> Site:
-        """Where it is edited."""
+        """The site at which the part is edited."""
         if self.component == "embed":
             return Site(0, "resid_pre")
         return Site(self.layer, "mlp_out" if self.component == "mlp" else "attn_out")
 
 
 def model_parts(hf: Any) -> list[Part]:
-    """Every part that can be edited, layer by layer: embedding, heads, MLPs. Biases are none of them."""
+    """Every part that can be edited, layer by layer: embedding, heads, MLPs. Biases are left out."""
     heads, found = query_heads(hf), [Part(0, "embed")]
     for site in sorted(known_writers(hf)):
         if site.component == "mlp_out":
@@ -55,3 +59,17 @@ def by_layer(parts: Sequence[Part]) -> dict[int, list[Part]]:
     for part in parts:
         found.setdefault(part.layer, []).append(part)
     return found
+
+
+def require_parts(named: Collection[Part | str] | None, model: Model) -> list[Part] | None:
+    """The parts that are named, by themselves or as `L3H2`; None: all. `UserError` for one that is not there."""
+    if named is None:
+        return None
+    known = {str(part): part for part in model_parts(model.hf)}
+    missing = [str(one) for one in named if str(one) not in known]
+    if missing or not named:
+        raise UserError(
+            f"there is no part {missing[0]}" if missing else "no part is named",
+            want=f"some of embed, L0H0, L0 MLP and so on, {len(known)} parts in {model.n_layers} layers",
+        )
+    return [known[str(one)] for one in named]

@@ -1,20 +1,20 @@
-"""What every method but the direct one is asked: a score of prompts, and the parts on whose strengths it depends."""
+"""A score of some prompts, and the parts whose strengths it depends on: the input of every method but `direct`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iconoclast_tl.architecture.hook_points import HookedModule
+from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.attribution.result import PositionSums
 from iconoclast_tl.attribution.subject import Subject
+from iconoclast_tl.execution.batching import Room
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.sites import Site
 from iconoclast_tl.scores.score import Score
 
 
@@ -24,22 +24,27 @@ class Query:
 
     score: Score
     subject: Subject
-    sites: Mapping[Site, HookedModule]
     prompts: Int[Tensor, "n"]
-    """Numbers of the score's prompts."""
+    """Indices into the score's prompts."""
+    _: KW_ONLY
     batch_size: int
-    """Prompts in one pass, or, where parts are rows of a batch, rows."""
+    """Rows in one forward pass. A method that puts parts into rows has parts × prompts of them."""
     positions: bool = False
-    """Also by position."""
+    """Whether values by position are wanted, too."""
     track: Track = silent
 
+    @property
+    def sites(self) -> Mapping[Site, HookedModule]:
+        """Where to hook the score's model."""
+        return self.score.model.sites
+
     def new_sums(self) -> PositionSums | None:
-        """Where values by position are gathered, if they are asked for."""
+        """An accumulator of values by position; None where they are not wanted."""
         return PositionSums(len(self.subject.parts)) if self.positions else None
 
     @torch.no_grad()
     def scores(self) -> Float[Tensor, "n"]:
-        """Of every prompt, under whatever hooks are on."""
+        """The score of every prompt, under the hooks that are on."""
         read = Room(self.batch_size).over(
             self.prompts, lambda some: self.score.read(self.score.ask(some))[0].float().cpu()
         )

@@ -1,6 +1,6 @@
-"""What every method gives: a value for each part and prompt, with means and intervals over prompts.
+"""The result of every method: a value for each part and prompt, with means and intervals over prompts.
 
-A value is what the part contributes to the score: positive where the score falls when the part is taken away.
+A value is what the part contributes to the score: positive where the score falls without the part.
 """
 
 from __future__ import annotations
@@ -21,23 +21,41 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class ByPosition:
-    """The same by position, counted from each prompt's last token (0); responses follow it (1, 2, …)."""
+    """Values by position, counted from each prompt's last token (0); responses follow it (1, 2, …)."""
 
     positions: tuple[int, ...]
     values: Float[Tensor, "position part"]
     """Means over the prompts that have the position."""
     n: Int[Tensor, "position"]
 
-    def less(self, other: ByPosition) -> ByPosition:
-        """The difference, at the positions that both have."""
+    def minus(self, other: ByPosition) -> ByPosition:
+        """The difference at the positions that both have."""
         both = tuple(place for place in self.positions if place in set(other.positions))
         mine, theirs = ([one.positions.index(place) for place in both] for one in (self, other))
         return ByPosition(both, self.values[mine] - other.values[theirs], torch.minimum(self.n[mine], other.n[theirs]))
 
 
+@dataclass(frozen=True, repr=False)
+class PartValue:
+    """What one part contributes to the score: the mean over prompts with its 95% interval."""
+
+    part: Part
+    value: float
+    low: float
+    high: float
+
+    def __repr__(self) -> str:
+        """Such as `L4H1 3.10 [2.40, 3.75]`."""
+        return f"{self.part} {self.in_words()}"
+
+    def in_words(self) -> str:
+        """Such as `3.10 [2.40, 3.75]`."""
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """(layer, component, head) → value."""
+    """What one method found: a value for every part and prompt."""
 
     method: str
     of: str
@@ -47,11 +65,11 @@ class Attribution:
     """float32 or float64, in the unit of the score."""
     by_position: ByPosition | None = None
     checks: dict[str, float] = field(default_factory=dict)
-    """How far the method's own promise is kept, such as the gap between sum and total."""
+    """How well the method's own identity holds, such as the gap between sum and total."""
 
     @property
     def means(self) -> Float[Tensor, "part"]:
-        """Over prompts."""
+        """The mean of every part over prompts, float64."""
         return self.values.double().mean(0)
 
     @cached_property
@@ -66,7 +84,7 @@ class Attribution:
         return torch.quantile(self.resampled, bounds, dim=0).T
 
     def limited(self, parts: Collection[Part]) -> Attribution:
-        """Of these parts only."""
+        """The same for these parts only."""
         places = [place for place, part in enumerate(self.parts) if part in parts]
         by_position = self.by_position
         if by_position is not None:
@@ -74,8 +92,14 @@ class Attribution:
         kept = tuple(self.parts[place] for place in places)
         return replace(self, parts=kept, values=self.values[:, places], by_position=by_position)
 
+    def ranked(self, k: int, *components: str) -> list[PartValue]:
+        """`top(k, *components)` with means and intervals."""
+        places = [self.parts.index(part) for part in self.top(k, *components)]
+        rows = zip(self.means[places].tolist(), self.intervals[places].tolist(), strict=True)
+        return [PartValue(self.parts[i], mean, low, high) for i, (mean, (low, high)) in zip(places, rows, strict=True)]
+
     def top(self, k: int, *components: str) -> list[Part]:
-        """The k parts of largest mean, of these kinds only where any are named; largest first."""
+        """The k parts of largest mean, largest first. components: kinds of parts to rank; by default all."""
         means = self.means.tolist()
         order = sorted(range(len(self.parts)), key=lambda i: (-means[i], self.parts[i]))
         return [self.parts[i] for i in order if not components or self.parts[i].component in components][:k]
@@ -103,7 +127,7 @@ class Attribution:
 
 
 def resampling(n: int) -> Float[Tensor, "resample n"]:
-    """How much every prompt counts in every resample; rows sum to 1."""
+    """The weight of every prompt in every bootstrap resample; rows sum to 1."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(n, (RESAMPLES, n), generator=generator)
     return torch.zeros(RESAMPLES, n, dtype=torch.float64).scatter_add_(
@@ -112,7 +136,7 @@ def resampling(n: int) -> Float[Tensor, "resample n"]:
 
 
 class PositionSums:
-    """Sums by position of values that come batch by batch."""
+    """Accumulates values by position, batch by batch."""
 
     def __init__(self, n_parts: int) -> None:
         self._n_parts = n_parts
@@ -120,7 +144,7 @@ class PositionSums:
         self._counts: dict[int, set[int]] = {}
 
     def add(self, values: Float[Tensor, "row pos part"], real: Tensor, end: int, prompts: Int[Tensor, "row"]) -> None:
-        """Take in a batch; `end` is the column of the prompts' last token, `prompts` whose rows they are."""
+        """Add a batch. end: the column of the prompts' last token. prompts: the prompt that each row belongs to."""
         for column in range(values.shape[1]):
             here = real[:, column].bool()
             if bool(here.any()):

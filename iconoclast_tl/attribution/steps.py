@@ -1,4 +1,4 @@
-"""Walk through a model a layer at a time: what enters a layer is kept, until the next one's is."""
+"""Run a model one layer at a time; only what enters the current layer is kept."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.resumption import Entering, entering, starting_at
-from iconoclast_tl.prompts.chat import TokenBatch
-from iconoclast_tl.scores.score import Asked
+from iconoclast_tl.execution.resumption import Entering, entering, starting_at
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import TokenBatch
+from iconoclast_tl.scores.score import ScoreBatch
 
 
 @dataclass
 class Steps:
-    """Some rows on their way; `resumes` says whether the model can be started at a layer."""
+    """Some rows and the layer that they have reached. resumes: whether the model can be started at a layer."""
 
-    model: LoadedModel
-    asked: Asked
+    model: Model
+    asked: ScoreBatch
     resumes: bool
     _state: Entering | None = None
 
     @property
-    def here(self) -> Asked:
-        """The rows, to be run from the layer that was reached; from the first where the model cannot be started."""
+    def here(self) -> ScoreBatch:
+        """The rows, to be run from the layer that they have reached; from the first if the model cannot resume."""
         return replace(self.asked, forced=replace(self.asked.forced, entering=self._state))
 
     @torch.no_grad()
     def advance(self, layer: int) -> None:
-        """Run `layer`, which was reached, under whatever hooks are on, and stop before the next; at the last, and where
-        the model cannot be started, run to the end.
+        """Run `layer` under the hooks that are on and stop before the next one.
+
+        At the last layer, and where the model cannot resume, run to the end.
         """
         batch: TokenBatch = self.asked.forced.batch
         if self._state is None:

@@ -15,35 +15,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.architecture.parts import query_heads
+from iconoclast_tl.architecture.sites import Component, Site
 from iconoclast_tl.attribution.parts import Part, model_parts
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.updates import SiteUpdate, Updates, edit_updates
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.parts import query_heads
-from iconoclast_tl.models.sites import Component, Site
+from iconoclast_tl.models.model import Model
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Directions and centres of all parts at strength 1, and the strengths that an edit gives them."""
+    """An edit taken apart: every part's directions and centres at strength 1, and its strength in the edit."""
 
     parts: tuple[Part, ...]
-    """Those that can be edited."""
+    """The parts that can be edited."""
     updates: Mapping[Site, SiteUpdate]
     strengths: Mapping[Site, Float[Tensor, "k *part"]]
-    """Of the edit itself; 0 where it leaves a part alone."""
+    """The strengths of the edit itself; 0 where it leaves a part alone."""
     edit: Edit
-    """At strength 1 everywhere."""
+    """The same directions and centres at strength 1 everywhere."""
 
     def where(self, part: Part) -> tuple[Site, int | None]:
-        """Its site, and its place among the site's parts; None where it is the whole."""
+        """The site of a part, and its index among the site's parts; None where the part is the whole site."""
         return part.site, part.head
 
     def limited(self, parts: Collection[Part]) -> Subject:
-        """The same of these parts only: of the others nothing is asked, and an edit keeps them."""
+        """The same with these parts only; the strengths of the edit stay as they are."""
         return replace(self, parts=tuple(part for part in self.parts if part in set(parts)))
 
     def at_share(self, share: float) -> Updates:
@@ -62,13 +61,13 @@ class Subject:
         return Updates(self.updates, of_site)
 
     def strength(self, part: Part) -> float:
-        """The edit's, the largest in magnitude over its directions."""
+        """The strength that the edit gives a part: the largest in magnitude over its directions."""
         site, head = self.where(part)
         values = self.strengths[site] if head is None else self.strengths[site][:, head]
         return float(values[values.abs().argmax()])
 
     def only(self, parts: Sequence[Part], strength: float = 1.0) -> Edit:
-        """An edit of these parts alone, of one strength."""
+        """An edit of these parts alone, all at one strength."""
         edit = self.edit
         strengths = {name: torch.zeros_like(values) for name, values in edit.strengths.items()}
         factors = {name: torch.zeros_like(values) for name, values in edit.parts.items()}
@@ -80,10 +79,11 @@ class Subject:
         return replace(edit, strengths=strengths, parts=factors)
 
 
-def make_subject(edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[Site, HookedModule]) -> Subject:
-    """Take an edit apart.
+def make_subject(edit: Edit, ground: Ground, model: Model) -> Subject:
+    """Take an edit of `model` apart into heads, MLPs and the embedding.
 
-    `UserError` where it does not fall into parts: row norms, scope stream, additions, kept norms, neurons, experts.
+    ground: the neutral means, which an affine edit needs. Raises `UserError` for an edit that does not fall into parts:
+    one with row normalisation, of the whole stream, with an addition or kept norms, of single neurons or experts.
     """
     if edit.row_normalization != "none":
         raise UserError(
@@ -109,17 +109,16 @@ def make_subject(edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[
             got=f"strengths of {kind}",
             mend="name a direction by --point, which is then ablated everywhere",
         )
+    sites = model.sites
     parts = [part for part in model_parts(model.hf) if part.site in sites]
-    unit = _at_strength_one(edit, ground, model, sites, {part.site.component for part in parts})
+    unit = _at_strength_one(edit, ground, model, {part.site.component for part in parts})
     made = edit_updates(unit, sites)
     kept = tuple(part for part in parts if part.site in made.at)
     strengths = {site: _given(edit, unit, site) for site in made.at}
     return Subject(kept, made.at, strengths, unit)
 
 
-def _at_strength_one(
-    edit: Edit, ground: Ground, model: LoadedModel, sites: Mapping[Site, HookedModule], components: set[Component]
-) -> Edit:
+def _at_strength_one(edit: Edit, ground: Ground, model: Model, components: set[Component]) -> Edit:
     """The same directions everywhere, every head by itself, the embedding included."""
     k, n_layers, _ = edit.directions.shape
     heads = query_heads(model.hf)
@@ -132,7 +131,7 @@ def _at_strength_one(
     unit = replace(edit, strengths=strengths, centres={}, parts=factors, experts=None)
     if not edit.is_affine:
         return unit
-    whole = replace(ground, parts=factors, sites=sites)
+    whole = replace(ground, parts=factors, sites=model.sites)
     vectors = {name: torch.stack([unit.vectors(Site(i, name)) for i in range(n_layers)], dim=1) for name in strengths}
     return replace(unit, centres={name: whole.centres(name, seen) for name, seen in vectors.items()})
 

@@ -11,7 +11,7 @@ from iconoclast_tl.cli.options import Common, with_common
 
 if TYPE_CHECKING:
     from iconoclast_tl.attribution.parts import Part
-    from iconoclast_tl.workspace import Workspace
+    from iconoclast_tl.stages.workspace import Workspace
 
 NAME = "attribute"
 
@@ -24,7 +24,9 @@ def command(
         str | None,
         typer.Option(help="Of direct, gradient, integrated, ablate, restore, interchange, with commas; default: all."),
     ] = None,
-    score: Annotated[str | None, typer.Option(help="log-odds (default), logit or projection.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="log-odds (default), logit, projection, or one of a --plugin.")
+    ] = None,
     point: Annotated[
         float | None,
         typer.Option(help="Residual point of the direction, λ = 1; default: the run's chosen edit, or the best d′."),
@@ -62,16 +64,17 @@ def command(
     given = {"methods": named, "score": score, "positions": positions, "top": top, "prompts": prompts}
     changes = _checked({name: value for name, value in given.items() if value is not None})
     with workspace_of(replace(common, out=run or common.out)) as opened:
-        from iconoclast_tl.attribution_job import attribute, require_ranking, top_heads_edit
-        from iconoclast_tl.report.attribution import agreement_table, attribution_table, warnings
+        from iconoclast_tl.attribution.ranking import require_ranking
+        from iconoclast_tl.report.tables.attribution import agreement_table, attribution_table
+        from iconoclast_tl.stages.attribution import attributed, top_heads_edit
 
         # What is asked once is no setting of the run.
         config = opened.settings.attribution.model_copy(update=changes)
         workspace = replace(opened, settings=opened.settings.model_copy(update={"attribution": config}))
         only = _only(workspace, layers, heads)
-        require_ranking(workspace, edit_top_k, by, only)
-        report = attribute(workspace, point, only)
-        for line in warnings(report.study):
+        require_ranking(config.methods, workspace.model, edit_top_k, by, only)
+        report = attributed(workspace, point, only)
+        for line in report.study.warnings:
             note(line)
         study, folder = report.study, workspace.folder
         if edit_top_k is not None:
@@ -83,7 +86,7 @@ def command(
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """The same as settings; `UserError` where one does not fit."""
-    from iconoclast_tl.config import effective_settings
+    from iconoclast_tl.stages.settings import effective_settings
 
     config = effective_settings({"attribution": given}).settings.attribution
     return {name: getattr(config, name) for name in given}
@@ -91,9 +94,9 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
 
 def _only(workspace: Workspace, layers: str | None, heads: str | None) -> list[Part] | None:
     """The parts that are named; None: all."""
+    from iconoclast_tl.architecture.parts import head_factors
     from iconoclast_tl.attribution.parts import model_parts
     from iconoclast_tl.cli.preview import parse_layers
-    from iconoclast_tl.models.parts import head_factors
 
     if layers is None and heads is None:
         return None

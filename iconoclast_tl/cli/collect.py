@@ -20,9 +20,9 @@ def command(common: Common) -> None:
     from iconoclast_tl.cli.console import show, workspace_of
 
     with workspace_of(common) as workspace:
-        from iconoclast_tl import prepare
+        from iconoclast_tl.stages.collection import collected
 
-        activations = prepare.collect(workspace)
+        activations = collected(workspace)
         shapes = {
             "file": str(workspace.folder.activations),
             "points": activations.n_points,

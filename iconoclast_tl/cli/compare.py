@@ -44,12 +44,12 @@ def command(
     """
     from iconoclast_tl.cli.console import quieten_libraries, show
     from iconoclast_tl.cli.options import Common
-    from iconoclast_tl.comparison.verdict import Rule
+    from iconoclast_tl.run_comparison.verdict import Rule
 
     rule = Rule(alpha, effect, kl_margin)
     quieten_libraries()
-    from iconoclast_tl.comparison_job import compare_runs, write_comparison
-    from iconoclast_tl.report.comparison import comparison_tables
+    from iconoclast_tl.report.tables.comparison import comparison_tables
+    from iconoclast_tl.stages.comparison import compare_runs, write_comparison
 
     found = compare_runs(runs, against or [], rule, resolve)
     write_comparison(out, found)

@@ -21,9 +21,9 @@ def show_config(common: Common) -> None:
     `ICONOCLAST_TL_SEARCH__N_TRIALS=60 iconoclast-tl config show --json`
     """
     from iconoclast_tl.cli.console import show
-    from iconoclast_tl.config import effective_settings
-    from iconoclast_tl.report.tables import settings_table
-    from iconoclast_tl.run_folder import RunFolder
+    from iconoclast_tl.report.tables.settings import settings_table
+    from iconoclast_tl.stages.run_folder import RunFolder
+    from iconoclast_tl.stages.settings import effective_settings
 
     manifest = RunFolder(common.out).read_manifest() if common.out is not None else None
     before = manifest["settings"] if manifest else None

@@ -13,7 +13,7 @@ from iconoclast_tl.cli.options import Common
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from iconoclast_tl.workspace import Workspace
+    from iconoclast_tl.stages.workspace import Workspace
 
 
 def show(common: Common, result: Any, *tables: RenderableType) -> None:
@@ -38,11 +38,12 @@ def workspace_of(common: Common, **settings: Any) -> Iterator[Workspace]:
     """Open the workspace that the options mean, quietly: libraries' warnings and bars are not for the user."""
     quieten_libraries()
     from iconoclast_tl.foundation.progress import rich_track
-    from iconoclast_tl.workspace import open_workspace
+    from iconoclast_tl.stages.run import Run
 
     options = common.settings(**settings)
+    run = Run(common.folder(), recipe=common.recipe, settings=options, track=rich_track, say=note)
     try:
-        with open_workspace(options, common.recipe, common.folder(), rich_track, note) as workspace:
+        with run.open() as workspace:
             yield workspace
     except KeyboardInterrupt:
         note("stopped; run the same command again to continue")

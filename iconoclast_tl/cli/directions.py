@@ -1,4 +1,4 @@
-"""`iconoclast-tl directions`: estimate directions, choose among them, and show what there is to know of them."""
+"""`iconoclast-tl directions`: estimate directions, choose among them, and show their diagnostics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(
         str | None,
         typer.Option(
             help="mean, median, geometric-median, variance, hybrid, pca, pca-centred, contrastive-pca, lda, probe, "
-            "probe+pca, leace, cones or som; default: mean."
+            "probe+pca, leace, cones, som, or one of a --plugin; default: mean."
         ),
     ] = None,
     components: Annotated[
@@ -52,7 +52,7 @@ def command(
         bool, typer.Option("--show-positions", help="Show the template's tokens after the instruction, and stop.")
     ] = False,
 ) -> None:
-    """Estimate behaviour directions, choose among them on val, and write what there is to know to directions.html.
+    """Estimate behaviour directions, choose among them on val, and write their diagnostics to directions.html.
 
     More by `--set directions.…` (contrast, fallback, min_cluster, som_grid, position, selection.max_kl and others): see
     `iconoclast-tl config show`.
@@ -83,18 +83,19 @@ def command(
         "directions__resamples": resamples,
     }
     with workspace_of(common, **options) as workspace:
-        from iconoclast_tl import direction_job, prepare
         from iconoclast_tl.activations.positions import described
-        from iconoclast_tl.report.directions import agreement_table, candidates_table, directions_table
-        from iconoclast_tl.report.tables import positions_table
+        from iconoclast_tl.report.tables.directions import agreement_table, candidates_table, directions_table
+        from iconoclast_tl.report.tables.prompts import positions_table
+        from iconoclast_tl.stages.collection import collected
+        from iconoclast_tl.stages.directions import diagnosed, estimated
 
         if show_positions:
-            tail = described(workspace.chat)
+            tail = described(workspace.model.chat)
             show(common, tail, positions_table(tail))
             return
-        activations = prepare.collect(workspace)
-        directions = direction_job.estimate(workspace, activations)
-        report = direction_job.diagnose(workspace, activations, directions)
+        activations = collected(workspace)
+        directions = estimated(workspace, activations)
+        report = diagnosed(workspace, activations, directions)
         tables = [directions_table(report.diagnostics), agreement_table(report.diagnostics)]
         if report.selection is not None and select_by_scores(report.selection.rule, len(activations.positions)):
             tables.append(candidates_table(report.selection))

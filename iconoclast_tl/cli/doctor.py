@@ -33,17 +33,15 @@ def command(
     quieten_libraries()
     from dataclasses import asdict
 
-    from iconoclast_tl.config import effective_settings
+    from iconoclast_tl.architecture.sites import WRITERS, Component
     from iconoclast_tl.doctor.checks import examine
     from iconoclast_tl.foundation.progress import rich_track
-    from iconoclast_tl.models.loading import load_model
-    from iconoclast_tl.models.sites import WRITERS, Component
-    from iconoclast_tl.report.tables import doctor_table
-    from iconoclast_tl.workspace import model_folder
+    from iconoclast_tl.models.load import load_model
+    from iconoclast_tl.report.tables.doctor import doctor_table
+    from iconoclast_tl.stages.settings import effective_settings
 
     settings = effective_settings(common.settings(), common.recipe).settings
-    place = model_folder(settings)
-    model = load_model(settings.model, str(place) if place else None)
+    model = load_model(settings.model)
     for line in model.notes:
         note(line)
     edited: tuple[Component, ...] = ("attn_out",) if settings.edit.attention_only else WRITERS

@@ -11,7 +11,7 @@ from iconoclast_tl.cli.options import Common, with_common
 from iconoclast_tl.foundation.errors import UserError
 
 if TYPE_CHECKING:
-    from iconoclast_tl.run_folder import RunFolder
+    from iconoclast_tl.stages.run_folder import RunFolder
 
 NAME = "evaluate"
 
@@ -22,7 +22,7 @@ def command(
     adapter: Annotated[Path | None, typer.Option(help="A PEFT adapter to compare with the model alone.")] = None,
     detector: Annotated[
         list[str] | None,
-        typer.Option(help="A further detector: classifier, nli, judge or markers:SET. Repeatable."),
+        typer.Option(help="A further detector: classifier, nli, judge, markers:SET, or one of a --plugin. Repeatable."),
     ] = None,
     budgets: Annotated[
         str | None, typer.Option(help="Smaller token budgets at which to report the rate, too: 10,30,50.")
@@ -61,7 +61,7 @@ def command(
         if rescore and given is not None:
             raise UserError("--rescore asks no model", got=option, mend="leave one of them out")
     results, folder = _rescored(common, more) if rescore else _evaluated(common, adapter, more)
-    from iconoclast_tl.report.evaluation import evaluation_tables
+    from iconoclast_tl.report.tables.evaluation import evaluation_tables
 
     title = f"{results['behaviour']} of {results['model']}, test split"
     show(common, results, *evaluation_tables(results, title), f"→ {folder.results}")
@@ -93,11 +93,12 @@ def _evaluated(common: Common, adapter: Path | None, more: dict[str, Any]) -> tu
     from iconoclast_tl.cli.console import workspace_of
 
     with workspace_of(common, **more) as workspace:
-        from iconoclast_tl import evaluation_job, prepare
+        from iconoclast_tl.stages.edits import chosen_edit
+        from iconoclast_tl.stages.evaluation import evaluated, evaluated_model
 
         if adapter is None and workspace.folder.edit.is_file():
-            return evaluation_job.evaluate(workspace, prepare.chosen_edit(workspace)), workspace.folder
-        return evaluation_job.evaluate_model(workspace, adapter), workspace.folder
+            return evaluated(workspace, chosen_edit(workspace)), workspace.folder
+        return evaluated_model(workspace, adapter), workspace.folder
 
 
 def _rescored(common: Common, more: dict[str, Any]) -> tuple[dict[str, Any], RunFolder]:
@@ -105,8 +106,8 @@ def _rescored(common: Common, more: dict[str, Any]) -> tuple[dict[str, Any], Run
 
     quieten_libraries()
     from iconoclast_tl.foundation.progress import rich_track
-    from iconoclast_tl.run_folder import RunFolder
-    from iconoclast_tl.scoring_job import rescore
+    from iconoclast_tl.stages.run_folder import RunFolder
+    from iconoclast_tl.stages.scoring import rescored
 
     folder = RunFolder(common.folder())
-    return rescore(folder, common.settings(**more), common.recipe, rich_track, note), folder
+    return rescored(folder, common.settings(**more), common.recipe, rich_track, note), folder

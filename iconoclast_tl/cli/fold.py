@@ -29,9 +29,9 @@ def command(
     from iconoclast_tl.cli.console import show, workspace_of
 
     with workspace_of(common, fold__merge=merge) as workspace:
-        from iconoclast_tl import export, prepare
-        from iconoclast_tl.report.tables import fidelity_table
+        from iconoclast_tl.report.tables.fidelity import fidelity_table
+        from iconoclast_tl.stages.edits import chosen_edit
+        from iconoclast_tl.stages.fold import folded
 
-        export.fold(workspace, prepare.chosen_edit(workspace))
-        fidelity = workspace.folder.read_results()["fidelity"]
+        fidelity = folded(workspace, chosen_edit(workspace))
         show(common, fidelity, fidelity_table(fidelity), f"→ {workspace.folder.adapter}")

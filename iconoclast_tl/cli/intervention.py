@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from iconoclast_tl.directions.directions import Directions
     from iconoclast_tl.edits.edit import Edit
-    from iconoclast_tl.workspace import Workspace
+    from iconoclast_tl.stages.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Made:
     """For programs, and for whoever keeps the edit."""
 
 
-@dataclass(frozen=True)
-class Asked:
+@dataclass(frozen=True, kw_only=True)
+class InterventionOptions:
     """The options of an intervention as they were given; None where one was not."""
 
     point: float | None = None
@@ -95,30 +95,32 @@ class Asked:
 
     def make(self, workspace: Workspace, which: list[int]) -> Made:
         """The edit on this workspace, in which `settings` are; `which` layers are ablated."""
-        from iconoclast_tl import direction_job, prepare
         from iconoclast_tl.directions.separation import best_point
         from iconoclast_tl.edits.addition import make_addition, overlap, require_apart, with_addition
+        from iconoclast_tl.stages.collection import collected
+        from iconoclast_tl.stages.directions import estimated
+        from iconoclast_tl.stages.edits import addition, uniform_edit
 
-        activations = prepare.collect(workspace)
-        directions = direction_job.estimate(workspace, activations)
+        activations = collected(workspace)
+        directions = estimated(workspace, activations)
         at = self.point if self.point is not None else float(best_point(directions))
         ablation, titles, about = None, list[str](), dict[str, Any]()
         if self.weight or not self.adds:
-            ablation = prepare.uniform_edit(workspace, directions, activations, at, self.weight, which)
+            ablation = uniform_edit(workspace, directions, activations, at, self.weight, which)
             titles.append(self._title(ablation, at))
         if ablation is not None and not self.adds:
             return Made(ablation, titles[0], about)
         where = self._add_point(directions, at)
-        addition = prepare.addition(workspace, directions, activations, where, self.coefficient, self.add_from)
-        found = 0.0 if ablation is None else overlap(ablation, addition.vector)
+        added = addition(workspace, directions, activations, where, self.coefficient, self.add_from)
+        found = 0.0 if ablation is None else overlap(ablation, added.vector)
         require_apart(found, workspace.settings.edit.max_overlap)
         source = "the run's own" if self.add_from is None else str(self.add_from)
-        about = {"point": where, "coefficient": addition.coefficient, "direction": source}
-        said = f"{addition.coefficient:+.3g} v added at point {where}"
+        about = {"point": where, "coefficient": added.coefficient, "direction": source}
+        said = f"{added.coefficient:+.3g} v added at point {where}"
         if ablation is None:
-            return Made(make_addition(addition, directions.n_layers), said, {"added": about})
+            return Made(make_addition(added, directions.n_layers), said, {"added": about})
         titles.append(f"{said}, overlap {found:.2f}")
-        return Made(with_addition(ablation, addition), "; ".join(titles), {"added": {**about, "overlap": found}})
+        return Made(with_addition(ablation, added), "; ".join(titles), {"added": {**about, "overlap": found}})
 
     def _add_point(self, directions: Directions, ablated: float) -> int:
         """As given; else the ablated direction's, rounded, or the last that a layer reads."""

@@ -23,14 +23,14 @@ def command(common: Common) -> None:
     from iconoclast_tl.cli.console import quieten_libraries, show
 
     quieten_libraries()
-    from iconoclast_tl import export
-    from iconoclast_tl.config import effective_settings
     from iconoclast_tl.foundation.progress import rich_track
-    from iconoclast_tl.report.tables import edited_line
-    from iconoclast_tl.run_folder import RunFolder
+    from iconoclast_tl.report.tables.fidelity import edited_line
+    from iconoclast_tl.stages.fold import merged
+    from iconoclast_tl.stages.run_folder import RunFolder
+    from iconoclast_tl.stages.settings import effective_settings
 
     folder = RunFolder(common.folder())
     manifest = folder.read_manifest()
     settings = effective_settings(common.settings(), common.recipe, manifest["settings"] if manifest else None).settings
-    done = export.merge(folder, settings, rich_track)
+    done = merged(folder, settings, rich_track)
     show(common, done, edited_line(done), f"→ {folder.merged}")

@@ -33,13 +33,19 @@ OutOption = Annotated[Path | None, typer.Option(help="The run folder; default: r
 SeedOption = Annotated[int | None, typer.Option(help="Fixes splits and search.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")]
-MethodOption = Annotated[str | None, typer.Option("--search", help="gradient (default), tpe or outer.")]
+MethodOption = Annotated[
+    str | None, typer.Option("--search", help="gradient (default), tpe, outer, or one of a --plugin.")
+]
 GoalOption = Annotated[str | None, typer.Option(help="suppress (default) or strengthen.")]
 TrialsOption = Annotated[
     int | None, typer.Option(help="Trials of tpe or outer; a continued search counts its earlier ones.")
 ]
 AttentionOnlyOption = Annotated[
     bool | None, typer.Option("--attention-only", help="Edit what attention writes, and leave the MLPs alone.")
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Your own parts: a .py file or a module. Runs its code. Repeatable.", metavar="FILE_OR_MODULE"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -61,7 +67,7 @@ SETTING_OF = {
 """Options that are short names of settings."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Common:
     """The shared options, as given; None where one was not."""
 
@@ -81,13 +87,14 @@ class Common:
     device: DeviceOption = None
     dtype: DtypeOption = None
     attention_only: AttentionOnlyOption = None
+    plugin: PluginOption = None
     json: JsonOption = False
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Nested settings of what was given: `--set` first, then named options, then `more` (key with `__` for a
         dot).
         """
-        from iconoclast_tl.config import merge, nest, parse_assignments
+        from iconoclast_tl.stages.settings import merge, nest, parse_assignments
 
         nested = parse_assignments(self.set_ or [])
         named = {SETTING_OF[name]: getattr(self, name) for name in SETTING_OF}
@@ -97,11 +104,22 @@ class Common:
                 nested = merge(nested, nest(key, value))
         return nested
 
+    def load_plugins(self) -> None:
+        """Import what `--plugin` and ICONOCLAST_TL_PLUGINS name; `UserError` for what cannot be."""
+        from iconoclast_tl.foundation.plugins import load_plugins, named_in_environment
+
+        named = [*named_in_environment(), *(self.plugin or [])]
+        if named:
+            from iconoclast_tl.cli.console import quieten_libraries
+
+            quieten_libraries()  # a plugin imports them
+            load_plugins(named)
+
     def folder(self) -> Path:
         """The run folder: `--out`, or runs/ and the name of the model, wherever that is set."""
         if self.out is not None:
             return self.out
-        from iconoclast_tl.config import effective_settings
+        from iconoclast_tl.stages.settings import effective_settings
 
         model = effective_settings(self.settings(), self.recipe).settings.model.name
         return Path("runs") / Path(model).expanduser().resolve().name
@@ -119,6 +137,7 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
 
     def wrapper(**given: Any) -> None:
         common = Common(**{item.name: given.pop(item.name) for item in fields(Common)})
+        common.load_plugins()
         command(common, **given)
 
     wrapper.__doc__ = command.__doc__

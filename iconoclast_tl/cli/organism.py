@@ -45,7 +45,7 @@ def train(
     from iconoclast_tl.foundation.errors import UserError
     from iconoclast_tl.foundation.storage import replacing_folder
     from iconoclast_tl.organisms.folder import holds, save_organism
-    from iconoclast_tl.run_folder import RunFolder
+    from iconoclast_tl.stages.run_folder import RunFolder
 
     config = _training_config({"seed": seed, **({} if family is None else {"family": family})}, set_ or [])
     RunFolder(out).require_writable()
@@ -96,7 +96,8 @@ def show_organism(
 
 def _behaviour(folder: Path) -> OrganismBehaviour:
     """As it is read from its folder; `UserError` where that is not whole."""
-    from iconoclast_tl.models.loading import ModelConfig, load_model
+    from iconoclast_tl.models.config import ModelConfig
+    from iconoclast_tl.models.load import load_model
     from iconoclast_tl.organisms.behaviour import measure_behaviour
     from iconoclast_tl.organisms.contrast import build_contrast
 
@@ -107,10 +108,10 @@ def _behaviour(folder: Path) -> OrganismBehaviour:
 def _training_config(named: dict[str, Any], assignments: list[str]) -> Any:
     from pydantic import ValidationError
 
-    from iconoclast_tl.config import parse_assignments
     from iconoclast_tl.foundation.errors import UserError
     from iconoclast_tl.foundation.stage_config import expectation
     from iconoclast_tl.organisms.config import OrganismConfig
+    from iconoclast_tl.stages.settings import parse_assignments
 
     try:
         return OrganismConfig.model_validate({**named, **parse_assignments(assignments)})
@@ -144,7 +145,7 @@ def _show(behaviour: Any, folder: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from iconoclast_tl.report.tables import organism_table
+    from iconoclast_tl.report.tables.organism import organism_table
 
     console = Console()
     console.print(organism_table(asdict(behaviour), str(folder)))

@@ -11,7 +11,7 @@ from iconoclast_tl.cli.options import Common, with_common
 
 if TYPE_CHECKING:
     from iconoclast_tl.cli.intervention import Made
-    from iconoclast_tl.workspace import Workspace
+    from iconoclast_tl.stages.workspace import Workspace
 
 NAME = "preview"
 
@@ -71,18 +71,19 @@ def command(
     direction and ablates the run's own)
     """
     from iconoclast_tl.cli.console import show, workspace_of
-    from iconoclast_tl.cli.intervention import Asked
+    from iconoclast_tl.cli.intervention import InterventionOptions
 
-    asked = Asked(
-        point, strength, layers, scope, affine, keep_norm, calibrate, add_point, add_from, coefficient
+    asked = InterventionOptions(
+        point=point, strength=strength, layers=layers, scope=scope, affine=affine, keep_norm=keep_norm,
+        calibrate=calibrate, add_point=add_point, add_from=add_from, coefficient=coefficient,
     )  # fmt: skip
     if chosen:
         _require_alone([*asked.given(), *(["--keep"] if keep else [])])
     with workspace_of(common) as opened:
-        from iconoclast_tl import pipeline
-        from iconoclast_tl.evaluation.comparison import side_by_side
-        from iconoclast_tl.report.evaluation import results_table
-        from iconoclast_tl.report.tables import responses_table
+        from iconoclast_tl.evaluation.base_and_edited import side_by_side
+        from iconoclast_tl.report.tables.evaluation import results_table
+        from iconoclast_tl.report.tables.prompts import responses_table
+        from iconoclast_tl.stages.preview import previewed
 
         workspace = asked.settings(opened)
         which = parse_layers(layers, workspace.model.n_layers)
@@ -90,7 +91,7 @@ def command(
         made = _chosen(workspace) if chosen else asked.make(workspace, which)
         if keep:
             _keep(workspace, made)
-        shown = pipeline.preview_edit(workspace, made.edit)
+        shown = previewed(workspace, made.edit)
         result, rows = {**shown.to_json(), **made.about}, side_by_side(shown, examples)
         show(common, result, responses_table(rows), results_table(result, f"val split; {made.title}"))
 
@@ -117,21 +118,21 @@ def parse_layers(text: str | None, n_layers: int) -> list[int]:
 
 
 def _chosen(workspace: Workspace) -> Made:
-    from iconoclast_tl import prepare
     from iconoclast_tl.cli.intervention import Made
+    from iconoclast_tl.stages.edits import chosen_edit
 
-    return Made(prepare.chosen_edit(workspace), "the chosen edit", {})
+    return Made(chosen_edit(workspace), "the chosen edit", {})
 
 
 def _keep(workspace: Workspace, made: Made) -> None:
     """Keep the edit, and say at once where it cannot be folded: it may be evaluated all the same."""
-    from iconoclast_tl import prepare
     from iconoclast_tl.cli.console import note
     from iconoclast_tl.folding.additions import as_writes
     from iconoclast_tl.folding.fold import require_foldable
     from iconoclast_tl.foundation.errors import UserError
+    from iconoclast_tl.stages.edits import keep_edit
 
-    prepare.keep_edit(workspace, made.edit, {"previewed": made.title, **made.about})
+    keep_edit(workspace, made.edit, {"previewed": made.title, **made.about})
     try:
         require_foldable(made.edit)
         as_writes(made.edit, workspace.model.hf)

@@ -40,11 +40,12 @@ def command(
         "fold__merge": merge,
     }
     with workspace_of(common, **options) as workspace:
-        from iconoclast_tl import pipeline
-        from iconoclast_tl.report.evaluation import main_tables
-        from iconoclast_tl.report.tables import fidelity_table, pareto_table
+        from iconoclast_tl.report.tables.evaluation import main_tables
+        from iconoclast_tl.report.tables.fidelity import fidelity_table
+        from iconoclast_tl.report.tables.search import pareto_table
+        from iconoclast_tl.stages.pipeline import run_all
 
-        results = pipeline.run(workspace)
+        results = run_all(workspace)
         show(
             common,
             results,

@@ -67,14 +67,15 @@ def command(
         "search__max_rate": max_rate,
     }
     with workspace_of(common, **options) as workspace:
-        from iconoclast_tl import direction_job, pipeline, prepare
-        from iconoclast_tl.report.tables import pareto_table
-        from iconoclast_tl.search_job import require_foldable
+        from iconoclast_tl.report.tables.search import pareto_table
+        from iconoclast_tl.stages.collection import collected
+        from iconoclast_tl.stages.directions import estimated
+        from iconoclast_tl.stages.search import require_settings_foldable, searched
 
-        require_foldable(workspace)
-        activations = prepare.collect(workspace)
-        directions = direction_job.estimate(workspace, activations)
-        pipeline.search(workspace, directions, activations)
-        results = workspace.folder.read_results()
-        shown = {"pareto": results["pareto"], "chosen": results["chosen"], "search": results["search"]}
+        require_settings_foldable(workspace)
+        activations = collected(workspace)
+        directions = estimated(workspace, activations)
+        searched(workspace, directions, activations)
+        state = workspace.folder.read_state()
+        shown = {name: state[name] for name in ("pareto", "chosen", "search")}
         show(common, shown, pareto_table(**shown), f"→ {workspace.folder.edit}")

@@ -96,7 +96,8 @@ class DetectorConfig(StageConfig):
     match: Match | None = None
     """Where markers count: `anywhere` or `prefix`; unset: as the set says."""
     detector: str = "markers"
-    """Who says what shows the behaviour, in searches and in the rates: `markers`, `classifier`, `nli` or `judge`."""
+    """Who says what shows the behaviour, in searches and in the rates: `markers`, `classifier`, `nli`, `judge`, or one
+    of your own, which a plugin registers."""
     detectors: Annotated[tuple[str, ...], Changeable] = ()
     """Further detectors, asked of the test responses at the end: also `markers:SET` of a named marker set."""
     classifier: Annotated[ClassifierConfig, Changeable] = ClassifierConfig()

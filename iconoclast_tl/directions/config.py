@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from iconoclast_tl.foundation.stage_config import StageConfig
+from iconoclast_tl.foundation.stage_config import StageConfig, require_part
+
+
+def _known(name: str) -> str:
+    from iconoclast_tl.directions.estimators.registry import ESTIMATORS  # which needs this module
+
+    return require_part(ESTIMATORS, name)
+
+
+def _steady(name: str) -> str:
+    from iconoclast_tl.directions.estimators.registry import ESTIMATORS
+
+    if not ESTIMATORS.require(_known(name)).steady:
+        steady = sorted(other for other in ESTIMATORS if ESTIMATORS[other].steady)
+        raise ValueError(f"an estimator that always finds a direction: {', '.join(steady)}")
+    return name
+
 
 Difference = Literal["mean", "median", "geometric-median", "variance", "hybrid"]
-EstimatorName = Literal[
-    Difference, "pca", "pca-centred", "contrastive-pca", "lda", "probe", "probe+pca", "leace", "cones", "som"
-]
+EstimatorName = Annotated[str, AfterValidator(_known)]
+"""A name in `directions.estimators.registry.ESTIMATORS`."""
+SteadyName = Annotated[str, AfterValidator(_steady)]
+"""Of one that others can fall back on."""
 SelectionRule = Literal["separation", "arditi", "cosmic"]
 
 
@@ -58,8 +75,9 @@ class DirectionConfig(StageConfig):
     """Mean silhouette that the clusters of `cones` need; below it there is one global direction."""
     som_grid: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (3, 3)
     """Rows and columns of the self-organising map."""
-    fallback: Difference = "mean"
-    """What is estimated where probe, cones or contrastive-pca find nothing to go by; a line says where and why."""
+    fallback: SteadyName = "mean"
+    """What is estimated where probe, cones or contrastive-pca find nothing to go by; a line says where and why. One of
+    mean, median, geometric-median, variance and hybrid, or a function of residuals of one's own."""
     orthogonalize: bool = False
     """Project out the neutral mean, so that an edit leaves what all neutral prompts share."""
     benign_rank: int = Field(0, ge=0)

@@ -26,7 +26,7 @@ Interval = tuple[float, float, float]
 """Value, and the ends of its 95% interval."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PointDiagnostics:
     """One residual point; the direction is the main one."""
 
@@ -58,7 +58,7 @@ class PointDiagnostics:
     """What the estimator itself said: a probe's accuracy, a silhouette of clusters, a shrinkage."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnostics:
     """Of every residual point, and how the estimators agree at the best one."""
 
@@ -112,28 +112,36 @@ def diagnose(
     for point in track(range(len(main)), "diagnostics", len(main)):
         b, g = (rows[:, point].double().mean(0) for rows in (target, neutral))
         sample = _reduced(target[:, point], neutral[:, point])
-        values = along["target"][:, point], along["neutral"][:, point]
+        apart, auc = separation_intervals(along["target"][:, point], along["neutral"][:, point])
         points.append(
             PointDiagnostics(
-                point,
-                _hook(point, directions.n_layers),
-                bool(main[point].any()),
-                int(directions.vectors[:, point].any(-1).sum()),
-                float((b - g).norm()),
-                float(g.norm()),
-                *separation_intervals(*values),
-                float(main[point] @ main[point - 1]) if point else None,
-                silhouette(sample),
-                pair_agreement(sample),
-                None if steady is None else float(steady[point]),
-                {name: float(main[point] @ other[point]) for name, other in others.items()},
-                facts[point],
+                point=point,
+                hook=_hook(point, directions.n_layers),
+                defined=bool(main[point].any()),
+                n_directions=int(directions.vectors[:, point].any(-1).sum()),
+                difference_norm=float((b - g).norm()),
+                neutral_norm=float(g.norm()),
+                separation=apart,
+                auroc=auc,
+                cosine_previous=float(main[point] @ main[point - 1]) if point else None,
+                silhouette=silhouette(sample),
+                pair_agreement=pair_agreement(sample),
+                stability=None if steady is None else float(steady[point]),
+                cosines={name: float(main[point] @ other[point]) for name, other in others.items()},
+                facts=facts[point],
             )
         )
     names = (config.estimator, *others)
     there = torch.stack([main[best], *(other[best] for other in others.values())])
     best_along = {side: values[:, best] for side, values in along.items()}
-    return Diagnostics(config.estimator, best, tuple(points), main @ main.T, (names, there @ there.T), best_along)
+    return Diagnostics(
+        estimator=config.estimator,
+        best=best,
+        points=tuple(points),
+        between_points=main @ main.T,
+        between_estimators=(names, there @ there.T),
+        along_best=best_along,
+    )
 
 
 def separation_intervals(target: Float[Tensor, "n"], neutral: Float[Tensor, "m"]) -> tuple[Interval, Interval]:

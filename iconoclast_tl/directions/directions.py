@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iconoclast_tl.directions.geometry import interpolate
+from iconoclast_tl.foundation.drawing import Drawn
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_tensors, write_tensors
 
 
-@dataclass(frozen=True)
-class Directions:
+@dataclass(frozen=True, repr=False)
+class Directions(Drawn):
     """Unit directions at every residual point, and how they came about."""
 
     vectors: Float[Tensor, "k point d_model"]
@@ -28,6 +30,36 @@ class Directions:
     weights: Float[Tensor, "k point"]
     """Of an edit's strengths by each direction: 1 for the main one; 0 where there is none."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Such as `Directions(mean, orthogonalized, 7 points, d_model 128, best: point 4 with d′ 5.31)`."""
+        k, n_points, width = self.vectors.shape
+        many = f", up to {k} a point" if k > 1 else ""
+        best = f"point {self.best} with d′ {float(self.separation[self.best]):.2f}"
+        return f"Directions({self.name}, {n_points} points, d_model {width}{many}, best: {best})"
+
+    @property
+    def name(self) -> str:
+        """Estimator and filters, such as `mean, orthogonalized, benign rank 8`; as far as they are known."""
+        about = self.provenance.get("directions") or {}
+        parts = [str(about.get("estimator", "of an unknown estimator"))]
+        parts += ["orthogonalized"] if about.get("orthogonalize") else []
+        parts += [f"benign rank {about['benign_rank']}"] if about.get("benign_rank") else []
+        return ", ".join(parts)
+
+    @property
+    def best(self) -> int:
+        """The point with the largest d′ among those of the first 80%, rounded up, that have a direction.
+
+        The last layers read the direction out rather than hold it; Arditi et al. (2406.11717) drop as many. Or the
+        point that a selection chose, where one was made (`selection.rules`).
+        """
+        if self.chosen is not None:
+            return self.chosen
+        last = math.ceil(0.8 * self.n_layers)
+        defined = [point for point in range(self.n_layers + 1) if bool(self.main[point].any())]
+        candidates = [point for point in defined if point <= last] or defined
+        return max(candidates, key=lambda point: float(self.separation[point]), default=0)
 
     @property
     def main(self) -> Float[Tensor, "point d_model"]:
@@ -67,9 +99,12 @@ class Directions:
             state.update(tensor.float().contiguous().numpy().tobytes())
         return state.hexdigest()
 
-    def at(self, point: float) -> Float[Tensor, "d_model"]:
-        """The main unit direction of a residual point, maybe a fractional one; `UserError` where there is none."""
-        return self.span(point)[0]
+    def at(self, point: float | None = None) -> Float[Tensor, "d_model"]:
+        """The main unit direction of a residual point, maybe a fractional one; of the best one where none is named.
+
+        `UserError` where there is none.
+        """
+        return self.span(self.best if point is None else point)[0]
 
     def span(self, point: float) -> Float[Tensor, "k d_model"]:
         """All unit directions of a residual point, each interpolated; zero where there is none but the main one.
@@ -78,7 +113,7 @@ class Directions:
         """
         if not 0 <= point <= self.n_layers:
             raise UserError(
-                f"direction index {point:g} is outside 0..{self.n_layers}",
+                f"residual point {point:g} is outside 0..{self.n_layers}",
                 got=f"a model with {self.n_layers} layers",
                 mend=f"pass a residual point from 1 to {self.n_layers}",
             )

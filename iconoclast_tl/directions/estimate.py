@@ -5,24 +5,140 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from iconoclast_tl.activations.store import Activations, Residuals
 from iconoclast_tl.directions.config import DirectionConfig
+from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimators.registry import ESTIMATORS
 from iconoclast_tl.directions.estimators.sample import Estimate, Estimator, Fact, Sample, Unsuited, towards
 from iconoclast_tl.directions.filters import filter_basis, winsorized
 from iconoclast_tl.directions.geometry import normalize, orthonormalize, project_out
+from iconoclast_tl.directions.separation import separation
 from iconoclast_tl.directions.span import Span, span_of
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.foundation.progress import Say, Track, silent, unheard
+from iconoclast_tl.foundation.stage_config import validated
 
+IDLE: Final = ("selection", "refine", "refine_gain", "compare", "resamples", "file")
+"""Settings of directions that are of a run, and no matter of one estimate."""
 Picked = tuple[Tensor, Tensor]
 """Numbers of target and of neutral prompts, with repetition."""
 ROUNDING = 1e-6
 """Relative size under which a difference of float32 activations is rounding."""
+
+
+def estimate(
+    acts: Activations,
+    estimator: str = "mean",
+    *,
+    orthogonalize: bool = False,
+    benign_rank: int = 0,
+    labels: Sequence[bool] | Tensor | None = None,
+    position: int = -1,
+    track: Track = silent,
+    say: Say = unheard,
+    **settings: Any,
+) -> Directions:
+    """Unit directions of the behaviour at every residual point, with how well each separates held-out prompts.
+
+    d = estimator(B, G) of the train prompts' residuals at `position` (−1: the last token), filtered and normalised as
+    `estimate_directions` has it; `separation` is d′ of the val prompts along d; `directions.best` is a good point.
+
+    estimator: a name in `ESTIMATORS`, your own included (`itl.estimator`). orthogonalize: project the neutral mean out.
+    benign_rank: project out so many principal directions of the neutral residuals. labels: whether the response to each
+    train prompt showed the behaviour, target prompts first, for estimators that go by it (`probe`). say: is told where
+    an estimator fell back on another, and why. settings: more of `DirectionConfig` (`components`, `winsorize`, …).
+
+    Raises `UserError` for an estimator that there is not, settings that do not fit, labels that are missing or do not
+    match, too few prompts, residuals that were not collected, and prompts between which nothing differs.
+    """
+    given = {"estimator": estimator, "orthogonalize": orthogonalize, "benign_rank": benign_rank, **settings}
+    if idle := [name for name in settings if name in (*IDLE, "position")]:
+        wanted = [name for name in DirectionConfig.model_fields if name not in (*IDLE, "position")]
+        raise UserError(f"no setting of an estimate: {', '.join(idle)}", want=f"one of {', '.join(wanted)}")
+    config = validated(DirectionConfig, given)
+    residuals = acts.at(position)
+    _require_points(residuals)
+    shown = _labels(labels, config, len(residuals.target_train), len(residuals.neutral_train))
+    found = estimate_directions(residuals.target_train, residuals.neutral_train, config, shown, track)
+    if not bool(found.vectors.any()):
+        raise nothing_differs(config)
+    about = {
+        "fingerprint": acts.fingerprint,
+        "directions": config.model_dump(mode="json", exclude=set(IDLE)),
+        "selection": {"position": position},
+    }
+    directions = with_separation(found, residuals, config, about)
+    for line in directions.provenance["notes"]:
+        say(line)
+    return directions
+
+
+def with_separation(
+    found: Estimated, residuals: Residuals, config: DirectionConfig, about: Mapping[str, Any]
+) -> Directions:
+    """What was estimated as `Directions`, with d′ on the val prompts; `about` goes into their provenance."""
+    apart = separation(found.vectors[0], residuals.target_val, residuals.neutral_val)
+    digest = ESTIMATORS[config.estimator].digest
+    more = {"facts": [dict(facts) for facts in found.facts], "notes": found.notes(config.estimator, config.fallback)}
+    more |= {} if digest is None else {"code": digest}
+    return Directions(found.vectors, apart, found.weights, {**about, **more})
+
+
+def nothing_differs(config: DirectionConfig) -> UserError:
+    """What to say where there is no direction at any point."""
+    if config.orthogonalize or config.benign_rank:
+        return UserError(
+            "no direction is left",
+            got=f"filters that project out {config.benign_rank} benign directions"
+            f"{' and the neutral mean' if config.orthogonalize else ''}, or prompts that the model does not tell apart",
+            mend="lower --benign-rank, or pass other prompts",
+        )
+    return UserError(
+        "target and neutral prompts hold the same activations everywhere",
+        want="prompts that the model tells apart at their last token",
+    )
+
+
+def _require_points(residuals: Residuals) -> None:
+    n_points = residuals.target_train.shape[1]
+    if n_points < 2:
+        raise UserError(
+            "the activations are of no model", got=f"{n_points} residual points", want="one a layer, and one"
+        )
+    held_out = len(residuals.target_val), len(residuals.neutral_val)
+    if not all(held_out):
+        raise UserError(
+            "there are no val prompts to separate",
+            got=f"{held_out[0]} target and {held_out[1]} neutral ones",
+            mend="collect with a contrast set that has some",
+        )
+
+
+def _labels(
+    labels: Sequence[bool] | Tensor | None, config: DirectionConfig, n: int, m: int
+) -> Bool[Tensor, "rows"] | None:
+    if labels is None:
+        if ESTIMATORS[config.estimator].labels:
+            raise UserError(
+                f"the estimator {config.estimator} goes by what the model did",
+                got="no labels",
+                want=f"labels={n + m} truth values, target train prompts first",
+            )
+        return None
+    found = torch.as_tensor(labels)
+    if found.shape != (n + m,) or found.dtype != torch.bool:
+        raise UserError(
+            "the labels are not those of the train prompts",
+            got=f"{tuple(found.shape)} of {found.dtype}",
+            want=f"{n} of target and {m} of neutral prompts, as truth values",
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,11 +237,13 @@ def _picked(n: int, m: int, config: DirectionConfig, generator: torch.Generator)
 
 
 def require_prompts(config: DirectionConfig, n_target: int, n_neutral: int) -> None:
-    """Raise `UserError` where there are fewer prompts than the estimator needs."""
-    least = ESTIMATORS[config.estimator].least
+    """Raise `UserError` where there are fewer prompts than the estimator, or what it may fall back on, needs."""
+    used = ESTIMATORS[config.estimator]
+    fallback = used if used.steady else ESTIMATORS[config.fallback]
+    least = max(used.least, fallback.least)
     if min(n_target, n_neutral) < least:
         raise UserError(
-            f"the estimator {config.estimator} needs more prompts",
+            f"the estimator {config.estimator if used.least == least else config.fallback} needs more prompts",
             got=f"{n_target} target and {n_neutral} neutral train prompts",
             want=f"at least {least} of each",
             mend="give more prompts or another --estimator",
@@ -194,7 +312,7 @@ def _estimate_at(residuals: _Residuals, config: DirectionConfig, picked: Picked 
         used, reason, facts = ESTIMATORS[config.fallback], found.reason, found.facts
         sample = residuals.of(used, picked)
         other = used.estimate(sample, config)
-        assert isinstance(other, Estimate)  # differences always are
+        assert isinstance(other, Estimate)  # whatever may be fallen back on always is one
         found = replace(other, facts={**facts, **other.facts})
     vectors = residuals.back(normalize(found.vectors), used, picked)
     filtered = _filtered(vectors, residuals.filtered_out(config, picked))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -49,14 +47,5 @@ def separation(
 
 
 def best_point(directions: Directions) -> int:
-    """The point with the largest d′ among those of the first 80%, rounded up, that have a direction.
-
-    The last layers read the direction out rather than hold it; Arditi et al. (2406.11717) drop as many. Or the point
-    that a selection chose, where one was made (`directions.selection`).
-    """
-    if directions.chosen is not None:
-        return directions.chosen
-    last = math.ceil(0.8 * directions.n_layers)
-    defined = [point for point in range(directions.n_layers + 1) if bool(directions.main[point].any())]
-    candidates = [point for point in defined if point <= last] or defined
-    return max(candidates, key=lambda point: float(directions.separation[point]))
+    """`directions.best`."""
+    return directions.best

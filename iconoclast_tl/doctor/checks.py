@@ -14,30 +14,29 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from iconoclast_tl.architecture.hook_points import hf_sites
+from iconoclast_tl.architecture.offloading import is_offloaded
+from iconoclast_tl.architecture.parts import neurons, query_heads, read_widths, routed_experts
+from iconoclast_tl.architecture.sites import WRITERS, Component, Site
+from iconoclast_tl.architecture.writers import require_writers
 from iconoclast_tl.directions.geometry import normalize
-from iconoclast_tl.doctor.stream import added, random_rows, shares_left, stream_tolerance
-from iconoclast_tl.edits.edit import Edit, EditConfig, RowNormalization, make_edit
+from iconoclast_tl.edits.completeness import added, random_rows, shares_left, stream_tolerance
+from iconoclast_tl.edits.config import EditConfig, RowNormalization
+from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
-from iconoclast_tl.evaluation.generation import generate
-from iconoclast_tl.folding.adapter import save_adapter
-from iconoclast_tl.folding.fold import make_fold, require_carried, require_experts_at_hand
+from iconoclast_tl.execution.generation import generate
+from iconoclast_tl.execution.resumption import resumes
+from iconoclast_tl.folding.fold import fold, require_carried, require_experts_at_hand
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
-from iconoclast_tl.folding.verification import reload_merged, verify
+from iconoclast_tl.folding.verification import agreement_of_fold, reload_merged
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.offloading import is_offloaded
-from iconoclast_tl.models.parts import neurons, query_heads, read_widths, routed_experts
-from iconoclast_tl.models.post_norm import post_norm_gains
-from iconoclast_tl.models.resumption import resumes
-from iconoclast_tl.models.sites import WRITERS, Component, Site
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.models.stored import stored_folder
 from iconoclast_tl.models.twin import Twin, make_twin, parity_tolerance
-from iconoclast_tl.models.writers import require_writers
-from iconoclast_tl.prompts.chat import Tokens, left_pad
+from iconoclast_tl.prompts.tokens import Tokens, left_pad
 
 NEW_TOKENS = 5
 FULL_PRECISION = "not asked: folds are made of the full-precision weights; check those"
@@ -57,7 +56,7 @@ class Check:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of edit that is folded."""
 
@@ -79,20 +78,20 @@ class Kind:
 
 
 KINDS = (
-    Kind("attention", ("attn_out",)),
-    Kind("MLP", ("mlp_out",)),
-    Kind("plain", n_layers=None),
-    Kind("heads", ("attn_out",), parts=True),
-    Kind("neurons", ("mlp_out",), parts=True),
-    Kind("experts", ("mlp_out",), experts=True),
-    Kind("affine", affine=True),
-    Kind("rows pre", row_normalization="pre"),
-    Kind("rows full", row_normalization="full", n_layers=1),  # singular values take long
+    Kind(name="attention", components=("attn_out",)),
+    Kind(name="MLP", components=("mlp_out",)),
+    Kind(name="plain", n_layers=None),
+    Kind(name="heads", components=("attn_out",), parts=True),
+    Kind(name="neurons", components=("mlp_out",), parts=True),
+    Kind(name="experts", components=("mlp_out",), experts=True),
+    Kind(name="affine", affine=True),
+    Kind(name="rows pre", row_normalization="pre"),
+    Kind(name="rows full", row_normalization="full", n_layers=1),  # singular values take long
 )
 
 
 def examine(
-    model: LoadedModel, saved: bool = False, components: Collection[Component] = WRITERS
+    model: Model, saved: bool = False, components: Collection[Component] = WRITERS
 ) -> list[Callable[[], Check]]:
     """All checks, to be called one by one.
 
@@ -113,7 +112,7 @@ def examine(
         lambda: resumption(model, rows),
         lambda: candidates(model, rows, plain),
         lambda: gradient(model, rows, plain),
-        *(partial(fold, model, rows, kind, saved) for kind in kinds),
+        *(partial(fold_check, model, rows, kind, saved) for kind in kinds),
         lambda: generation(model, rows, replace(plain, n_layers=3)),
         lambda: pristine(model, rows, before),
     ]
@@ -123,7 +122,7 @@ def _both(some: Collection[Component], others: Collection[Component]) -> list[Co
     return [component for component in WRITERS if component in some and component in others]
 
 
-def random_edit(model: LoadedModel, kind: Kind = Kind("plain"), seed: int = 1) -> Edit:
+def random_edit(model: Model, kind: Kind = Kind(name="plain"), seed: int = 1) -> Edit:
     """An edit of this kind by random directions and strengths from 0.3 to 1.2, another in every edited layer."""
     generator = torch.Generator().manual_seed(seed)
     n_layers, width = model.n_layers, model.d_model
@@ -139,7 +138,14 @@ def random_edit(model: LoadedModel, kind: Kind = Kind("plain"), seed: int = 1) -
     parts = {name: factors for name, factors in drawn_parts.items() if factors is not None}
     widths = {name: max(read_widths(model.hf, name).values()) for name in parts}
     reads = {name: torch.randn(n_layers, width, generator=generator) for name, width in widths.items()}
-    ground = Ground(means, reads, post_norm_gains(model.hf), experts, parts, hf_sites(model.hf, tuple(parts)))
+    ground = Ground(
+        neutral_writes=means,
+        neutral_reads=reads,
+        gains=model.gains,
+        experts=experts,
+        parts=parts,
+        sites=hf_sites(model.hf, tuple(parts)),
+    )
     return make_edit(directions, strengths, config, ground)
 
 
@@ -151,14 +157,14 @@ def _random_factors(there: Mapping[int, int], n_layers: int, generator: torch.Ge
     return torch.rand(n_layers, max(there.values()), generator=generator) * of_layer[:, None]
 
 
-def writers(model: LoadedModel, components: Collection[Component] = WRITERS) -> Check:
+def writers(model: Model, components: Collection[Component] = WRITERS) -> Check:
     """Every layer has known writers, experts included."""
     found = require_writers(model.hf, components)
     n = sum(writer.n_matrices for writer in found.values())
     return Check("writers", True, note=f"{n} matrices in {model.n_layers} layers")
 
 
-def twin(model: LoadedModel) -> Check:
+def twin(model: Model) -> Check:
     """TransformerLens computes what the model computes; if not, its modules are hooked instead."""
     made = make_twin(model)
     if isinstance(made, Twin):
@@ -166,7 +172,7 @@ def twin(model: LoadedModel) -> Check:
     return Check("TransformerLens", None, made.max_abs_logit_diff, made.tolerance, f"not used: {made.reason}")
 
 
-def padding(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+def padding(model: Model, rows: Sequence[Tokens]) -> Check:
     """Rows of a left-padded batch get the logits that they get alone."""
     together = _logits(model, rows)
     alone = [_logits(model, [row])[0] for row in rows]
@@ -174,26 +180,26 @@ def padding(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
     return _within("left padding", worst, parity_tolerance(model.hf.dtype))
 
 
-def stream(model: LoadedModel, rows: Sequence[Tokens], components: Collection[Component] = WRITERS) -> Check:
+def stream(model: Model, rows: Sequence[Tokens], components: Collection[Component] = WRITERS) -> Check:
     """At λ = 1 no layer writes along v: all that writes is known."""
     name = "nothing is written along v"
     if set(components) != set(WRITERS):
         return Check(name, None, note="not asked: only a part of what writes is edited")
     base = added(model, rows)
-    left = shares_left(model, hf_sites(model.hf), post_norm_gains(model.hf), rows, base=base)
+    left = shares_left(model, hf_sites(model.hf), model.gains, rows, base=base)
     allowed = stream_tolerance(model, base)
     worst = int((left / allowed).argmax())
     return _within(name, float(left[worst]), float(allowed[worst]))
 
 
-def resumption(model: LoadedModel, rows: Sequence[Tokens]) -> Check:
+def resumption(model: Model, rows: Sequence[Tokens]) -> Check:
     """Started at its last layer, the model gives the logits that it gives as a whole."""
     if resumes(model, left_pad(rows, model.pad_id), model.n_layers - 1):
         return Check("starts at a later layer", True)
     return Check("starts at a later layer", None, note="not used: all layers are run")
 
 
-def candidates(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("plain")) -> Check:
+def candidates(model: Model, rows: Sequence[Tokens], kind: Kind = Kind(name="plain")) -> Check:
     """Rows of one batch that belong to different edits get the logits that each edit gives alone."""
     sites = hf_sites(model.hf, kind.components)
     edits = [random_edit(model, kind), random_edit(model, replace(kind, components=kind.components[-1:]), seed=2)]
@@ -208,7 +214,7 @@ def candidates(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("pl
     return _within("several edits in a batch", worst, parity_tolerance(model.hf.dtype))
 
 
-def gradient(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("plain")) -> Check:
+def gradient(model: Model, rows: Sequence[Tokens], kind: Kind = Kind(name="plain")) -> Check:
     """The gradient of a loss in λ is what finite differences say; half precision would hide it in its rounding."""
     if model.hf.dtype not in (torch.float32, torch.float64) or model.quantization != "none":
         return Check("gradient of λ", None, note="not asked: finite differences say nothing in so few bits")
@@ -232,7 +238,7 @@ def gradient(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("plai
     return _within("gradient of λ", min(errors), 2e-2)
 
 
-def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = True) -> Check:
+def fold_check(model: Model, rows: Sequence[Tokens], kind: Kind, saved: bool = True) -> Check:
     """The preview gives the logits of the adapter that peft reloads, and of the merged weights.
 
     saved: those are written file by file and reloaded by transformers.
@@ -250,21 +256,21 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
         require_carried(mine, kind.affine, kind.row_normalization)
     except UserError as error:
         return Check(name, None, note=f"refused: {_first(error)}")
-    made, merged, note = make_fold(edit, model), None, ""
+    made, merged, note = fold(edit, model), None, ""
     with TemporaryDirectory() as place:
-        save_adapter(made, model, Path(place) / "adapter")
+        made.save(Path(place) / "adapter")
         plan, stored = None, None
         try:
             if saved:
                 plan = plan_merge(edit, model.hf, stored_folder(model.name))
             elif not is_offloaded(model.hf):
-                merged = merged_model(made, model)
+                merged = merged_model(made)
         except UserError as error:
             note = f"adapter only: {_first(error)}"
         if plan is not None:
             merge_files(plan, Path(place) / "merged")
             merged, stored = reload_merged(model, Path(place) / "merged"), plan.dtype
-        found = verify(edit, made, model, rows, Path(place) / "adapter", merged, merged_dtype=stored)
+        found = agreement_of_fold(edit, made, rows, Path(place) / "adapter", merged, merged_dtype=stored)
     pairs = [pair for pair in (found.preview_vs_adapter, found.preview_vs_merged) if pair is not None]
     worst = max(pairs, key=lambda pair: pair.max_abs_logit_diff)
     tells = found.preview_vs_base > 10 * worst.tolerance
@@ -273,14 +279,14 @@ def fold(model: LoadedModel, rows: Sequence[Tokens], kind: Kind, saved: bool = T
     return Check(name, found.ok, worst.max_abs_logit_diff, worst.tolerance, note)
 
 
-def generation(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("plain")) -> Check:
+def generation(model: Model, rows: Sequence[Tokens], kind: Kind = Kind(name="plain")) -> Check:
     """Under hooks the model says, token for token, what the merged weights say."""
     if model.quantization != "none":
         return Check("generation", None, note=FULL_PRECISION)
     if is_offloaded(model.hf):
         return Check("generation", None, note="not asked: weights that are offloaded are not merged in memory")
     edit = random_edit(model, kind)
-    merged = replace(model, hf=merged_model(make_fold(edit, model), model))
+    merged = replace(model, hf=merged_model(fold(edit, model)))
     with preview(edit, hf_sites(model.hf, kind.components)):
         previewed = generate(model, rows, NEW_TOKENS, len(rows))
     folded = generate(merged, rows, NEW_TOKENS, len(rows))
@@ -292,7 +298,7 @@ def generation(model: LoadedModel, rows: Sequence[Tokens], kind: Kind = Kind("pl
     )
 
 
-def pristine(model: LoadedModel, rows: Sequence[Tokens], before: State) -> Check:
+def pristine(model: Model, rows: Sequence[Tokens], before: State) -> Check:
     """Nothing of all this is left on the model."""
     after = state(model, rows)
     return Check(
@@ -312,7 +318,7 @@ class State:
     hooks: int
 
 
-def state(model: LoadedModel, rows: Sequence[Tokens]) -> State:
+def state(model: Model, rows: Sequence[Tokens]) -> State:
     """Logits, names and types of modules and parameters, and the number of hooks."""
     modules = tuple(f"{name}: {type(module).__name__}" for name, module in model.hf.named_modules())
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.hf.modules())
@@ -320,14 +326,14 @@ def state(model: LoadedModel, rows: Sequence[Tokens]) -> State:
 
 
 @torch.no_grad()
-def _logits(model: LoadedModel, rows: Sequence[Tokens]) -> list[Tensor]:
+def _logits(model: Model, rows: Sequence[Tokens]) -> list[Tensor]:
     """Of every row at its real tokens."""
     batch = left_pad(rows, model.pad_id)
     logits = model.hf(**model.inputs(batch)).logits.float().cpu()
     return [one[mask.bool()] for one, mask in zip(logits, batch.attention_mask, strict=True)]
 
 
-def _loss(model: LoadedModel, rows: Sequence[Tokens]) -> Tensor:
+def _loss(model: Model, rows: Sequence[Tokens]) -> Tensor:
     """Mean surprise at every row's own next tokens."""
     batch = left_pad(rows, model.pad_id)
     logits = model.hf(**model.inputs(batch)).logits

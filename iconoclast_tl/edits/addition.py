@@ -38,23 +38,28 @@ class Addition:
 
 def make_addition(addition: Addition, n_layers: int) -> Edit:
     """The edit that adds α v and ablates nothing; v is also its direction in all layers. See `with_addition`."""
-    nothing = Edit(addition.vector.float().expand(1, n_layers, -1).clone(), {})
+    nothing = Edit(directions=addition.vector.float().expand(1, n_layers, -1).clone(), strengths={})
     return with_addition(nothing, addition)
 
 
 def with_addition(edit: Edit, addition: Addition) -> Edit:
     """The same edit, and α v on top of what it adds already; `UserError` for a point that no layer reads."""
     point = addition.point
-    if not 0 <= point < edit.n_layers:
-        raise UserError(
-            f"nothing can be added at residual point {point}",
-            got=f"a model with {edit.n_layers} layers",
-            want=f"what enters a layer: a point from 0 to {edit.n_layers - 1}",
-        )
+    require_read_point(point, edit.n_layers)
     before = edit.shifts.get("resid_pre")
     added = torch.zeros_like(edit.directions[0]) if before is None else before.clone()
     added[point] += addition.coefficient * addition.vector.to(added)
     return replace(edit, shifts={**edit.shifts, "resid_pre": added})
+
+
+def require_read_point(point: int, n_layers: int) -> None:
+    """Raise `UserError` for a residual point that no layer reads."""
+    if not 0 <= point < n_layers:
+        raise UserError(
+            f"nothing can be added at residual point {point}",
+            got=f"a model with {n_layers} layers",
+            want=f"what enters a layer: a point from 0 to {n_layers - 1}",
+        )
 
 
 def mean_gap(

@@ -14,56 +14,27 @@ projection at the same site takes any of it. `edits.hooks` turns an edit into a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
+from iconoclast_tl.architecture.reading import of_columns
+from iconoclast_tl.architecture.sites import WRITERS, Component, Site
 from iconoclast_tl.directions.geometry import orthonormalize
+from iconoclast_tl.edits.config import EditConfig, RowNormalization, Scope
 from iconoclast_tl.edits.ground import Ground
+from iconoclast_tl.foundation.drawing import Drawn
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
-from iconoclast_tl.models.reading import of_columns
-from iconoclast_tl.models.sites import WRITERS, Component, Site
 
 NOTHING = Ground()
-RowNormalization = Literal["none", "pre", "full"]
-Scope = Literal["writers", "stream"]
 
 
-class EditConfig(StageConfig):
-    """What kind of edit is built from directions and strengths."""
-
-    affine: bool = False
-    """Ablate towards the neutral mean instead of towards zero."""
-    row_normalization: RowNormalization = "none"
-    """`none` is exact; `pre` edits the row-normalised weights; `full` also restores the row norms (rank-truncated)."""
-    rank: int = Field(3, ge=1)
-    """Rank of the LoRA factors under `full`."""
-    experts: tuple[str, ...] | None = None
-    """Of the routed experts only these, each as `layer.expert`, such as `2.0`; unset: all. Plain edits only."""
-    heads: tuple[str, ...] | None = None
-    """Of the attention heads only these, each as `layer.head`, such as `2.0`; unset: all. No row normalisation."""
-    neurons: tuple[str, ...] | None = None
-    """Of the MLPs' neurons only these, each as `layer.neuron`; unset: all. No row normalisation."""
-    attention_only: bool = False
-    """Leave what the MLPs write alone: for architectures whose experts cannot be reached."""
-    scope: Scope = "writers"
-    """`writers`: what attention and MLP write (foldable); `stream`: resid_pre too (preview only)."""
-    keep_norm: bool = False
-    """Bring what is left of a projection back to the length it had, position by position (preview only)."""
-    calibrate: float | None = Field(None, gt=0, lt=1)
-    """Scale strengths layer by layer by this quantile of the target prompts' projections over their mean, between half
-    and twice (`edits.calibration`); unset: not at all."""
-    max_overlap: Annotated[float, Changeable] = Field(0.5, ge=0, le=1)
-    """Largest |cos| of a direction that is added with one that is ablated by the same edit."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SiteEdit:
     """What an edit does at one site: the directions with a non-zero strength, one row each."""
 
@@ -94,8 +65,8 @@ class SiteEdit:
         return replace(self, strengths=self.strengths * self.experts[expert], experts=None)
 
 
-@dataclass(frozen=True)
-class Edit:
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Edit(Drawn):
     """Directions, strengths and centres for every layer; float32.
 
     The k directions of a layer are orthonormal (a zero vector means: no such direction there). Components without an
@@ -109,7 +80,7 @@ class Edit:
     row_normalization: RowNormalization = "none"
     rank: int = 3
     gains: Mapping[Component, Float[Tensor, "layer d_model"]] = field(default_factory=dict)
-    """γ of the post-norms, where the model has them (`models.post_norm`)."""
+    """γ of the post-norms, where the model has them (`architecture.post_norm`)."""
     experts: Float[Tensor, "layer expert"] | None = None
     """Factors of `mlp_out`'s strengths at each routed expert, λ_e = λ · factor; None: all 1. Shared experts have λ."""
     parts: Mapping[Component, Float[Tensor, "layer part"]] = field(default_factory=dict)
@@ -122,7 +93,7 @@ class Edit:
     """Whether what a projection leaves is brought back to the length it had (a zero vector stays zero)."""
 
     def __post_init__(self) -> None:
-        """Check shapes, finiteness and orthonormality: a wrong edit must not get as far as a model."""
+        """Check shapes, finiteness and orthonormality: a wrong edit must never reach a model."""
         self._require_well_formed()
         if self.scope == "stream" and self.row_normalization != "none":
             raise UserError(
@@ -225,7 +196,14 @@ class Edit:
         centres = own if parts is None else own @ parts
         added = self.shifts.get(site.component)
         shift = added[site.layer] if added is not None and bool(added[site.layer].any()) else None
-        return SiteEdit(vectors[used], strengths[used], centres[used], experts, parts, shift)
+        return SiteEdit(
+            directions=vectors[used],
+            strengths=strengths[used],
+            centres=centres[used],
+            experts=experts,
+            parts=parts,
+            shift=shift,
+        )
 
     def vectors(self, site: Site) -> Float[Tensor, "k d_model"]:
         """The directions along which what is written at a site is projected: before a post-norm γ ∘ v."""
@@ -238,6 +216,37 @@ class Edit:
             return self.centres[site.component][:, site.layer]
         shape = self.parts[site.component].shape[1:] if site.component in self.parts else ()
         return self.directions.new_zeros(len(self.directions), *shape)
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        """Run a model with this edit on, through hooks that go when the block ends, however it ends.
+
+            with edit.on(model):
+                print(model.generate("how does walizo taste?"))
+
+        model: a `Model`, a Hugging Face model, or a TransformerLens bridge. Raises `UserError` for one with other
+        layers or another width, and for what a bridge cannot be hooked for (`edits.hooks.sites_of`).
+        """
+        from iconoclast_tl.edits.hooks import preview, sites_of
+
+        with preview(self, sites_of(model, self)):
+            yield
+
+    def __repr__(self) -> str:
+        """Such as `Edit(9 sites in layers 3-5, strengths 0.43 to 1.63, affine)`."""
+        if not self.sites:
+            return f"Edit(nothing, {self.n_layers} layers)"
+        layers = sorted({site.layer for site in self.sites})
+        used = [values[values != 0] for values in self.strengths.values() if bool(values.any())]
+        kinds = ["affine"] if self.is_affine else []
+        kinds += [f"row normalisation {self.row_normalization}"] if self.row_normalization != "none" else []
+        kinds += ["scope stream"] if self.scope == "stream" else []
+        kinds += [f"addition at {', '.join(map(str, self.shifted))}"] if self.shifted else []
+        kinds += [f"single {'heads' if name == 'attn_out' else 'neurons'}" for name in sorted(self.parts)]
+        strengths = torch.cat(used) if used else torch.zeros(1)
+        span = f"strengths {float(strengths.min()):.2f} to {float(strengths.max()):.2f}" if used else "no projection"
+        where = f"{len(self.sites)} sites in layers {layers[0]}-{layers[-1]}"
+        return f"Edit({', '.join([where, span, *kinds])})"
 
     def digest(self) -> str:
         """SHA-256 over everything that decides what this edit does."""
@@ -263,16 +272,17 @@ class Edit:
 
 def make_edit(
     directions: Float[Tensor, "k layer d_model"],
-    strengths: Mapping[Component, Float[Tensor, "layer"]],
+    strengths: Mapping[Component, Float[Tensor, "layer *part"]],
     config: EditConfig,
     ground: Ground = NOTHING,
     weights: Float[Tensor, "k layer"] | None = None,
 ) -> Edit:
     """Build an edit in which the k directions of a layer share its strength, each by its weight.
 
-    directions: orthonormalised here, per layer. strengths: one λ per layer for each component. ground: what else of
-    the model is needed. weights: of each direction; 1 where they are not given. Under scope `stream`, components
-    without strengths of their own (resid_pre) take the largest of the writers' in each layer. With
+    directions: orthonormalised here, per layer. strengths: for each component one λ per layer, or one for every part of
+    every layer (each head of `attn_out`, each neuron of `mlp_out`); parts that `ground` does not mean are left alone.
+    ground: what else of the model is needed. weights: of each direction; 1 where they are not given. Under scope
+    `stream`, components without strengths of their own (resid_pre) take the largest of the writers' in each layer. With
     `calibrate`, every direction's share is multiplied by its factor in each layer.
     """
     vectors = orthonormalize(directions.float())
@@ -280,30 +290,49 @@ def make_edit(
     all_strengths = dict(strengths)
     if config.attention_only:
         all_strengths["mlp_out"] = torch.zeros_like(all_strengths["mlp_out"])
-    for component, factors in ground.parts.items():
-        all_strengths[component] = all_strengths[component] * (factors != 0).any(-1)
+    parts = part_strengths(all_strengths, ground.parts)
+    for component, factors in parts.items():
+        by_part = all_strengths[component].ndim == 2  # then the parts have the strength, and their layer has 1
+        whole = torch.ones(len(factors)) if by_part else all_strengths[component]
+        all_strengths[component] = whole * (factors != 0).any(-1)
     if config.scope == "stream":
         writers = torch.stack([all_strengths[component] for component in WRITERS])
         all_strengths["resid_pre"] = writers.gather(0, writers.abs().argmax(0, keepdim=True))[0]
     centres: dict[Component, Tensor] = {}
     if config.affine:
         used = sorted(name for name, values in all_strengths.items() if bool(values.any()))
-        centres = {name: ground.centres(name, seen_through(ground.gains.get(name), vectors)) for name in used}
+        centres = {
+            name: ground.centres(
+                name, seen_through(ground.gains.get(name), vectors), parts[name].shape[1] if name in parts else None
+            )
+            for name in used
+        }
     by_direction = {name: (values.float() * shares).clone() for name, values in all_strengths.items()}
     if config.calibrate is not None:
         for name, values in by_direction.items():
             values *= ground.factors(name, vectors, config.calibrate)
     return Edit(
-        vectors,
-        by_direction,
-        centres,
-        config.row_normalization,
-        config.rank,
-        ground.gains,
-        ground.experts,
-        {name: factors for name, factors in ground.parts.items() if bool(factors.any())},
+        directions=vectors,
+        strengths=by_direction,
+        centres=centres,
+        row_normalization=config.row_normalization,
+        rank=config.rank,
+        gains=ground.gains,
+        experts=ground.experts,
+        parts={name: factors for name, factors in parts.items() if bool(factors.any())},
         keep_norm=config.keep_norm,
     )
+
+
+def part_strengths(
+    strengths: Mapping[Component, Float[Tensor, "layer *part"]], meant: Mapping[Component, Float[Tensor, "layer part"]]
+) -> dict[Component, Float[Tensor, "layer part"]]:
+    """The factors at every part: 1 or 0 by whether it is meant, times its own λ where parts have their own."""
+    found = dict(meant)
+    for component, values in strengths.items():
+        if values.ndim == 2:
+            found[component] = values * meant[component] if component in meant else values
+    return found
 
 
 def seen_through(

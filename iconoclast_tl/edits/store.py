@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from iconoclast_tl.architecture.sites import Component
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_tensors, write_json, write_tensors
-from iconoclast_tl.models.sites import Component
 
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 
@@ -54,15 +54,15 @@ def load_edit(path: Path, n_layers: int, d_model: int) -> tuple[Edit, dict[str, 
             want=f"{n_layers} layers, d_model {d_model}",
         )
     edit = Edit(
-        tensors["directions"],
-        {name: tensors[f"strengths.{name}"] for name in COMPONENTS if f"strengths.{name}" in tensors},
-        {name: tensors[f"centres.{name}"] for name in COMPONENTS if f"centres.{name}" in tensors},
-        about["row_normalization"],
-        about["rank"],
-        {name: tensors[f"gains.{name}"] for name in COMPONENTS if f"gains.{name}" in tensors},
-        tensors.get("experts"),
-        {name: tensors[f"parts.{name}"] for name in COMPONENTS if f"parts.{name}" in tensors},
-        {name: tensors[f"shifts.{name}"] for name in COMPONENTS if f"shifts.{name}" in tensors},
-        about.get("keep_norm", False),  # files of earlier versions do not say
+        directions=tensors["directions"],
+        strengths={name: tensors[f"strengths.{name}"] for name in COMPONENTS if f"strengths.{name}" in tensors},
+        centres={name: tensors[f"centres.{name}"] for name in COMPONENTS if f"centres.{name}" in tensors},
+        row_normalization=about["row_normalization"],
+        rank=about["rank"],
+        gains={name: tensors[f"gains.{name}"] for name in COMPONENTS if f"gains.{name}" in tensors},
+        experts=tensors.get("experts"),
+        parts={name: tensors[f"parts.{name}"] for name in COMPONENTS if f"parts.{name}" in tensors},
+        shifts={name: tensors[f"shifts.{name}"] for name in COMPONENTS if f"shifts.{name}" in tensors},
+        keep_norm=about.get("keep_norm", False),  # files of earlier versions do not say
     )
     return edit, about["provenance"]

@@ -29,15 +29,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from iconoclast_tl.architecture.hook_points import HookedModule
+from iconoclast_tl.architecture.reading import of_columns, read_along
+from iconoclast_tl.architecture.sites import Site
+from iconoclast_tl.architecture.writers import dense_weight
 from iconoclast_tl.edits.edit import Edit, SiteEdit
 from iconoclast_tl.edits.factors import factors
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.reading import of_columns, read_along
-from iconoclast_tl.models.sites import Site
-from iconoclast_tl.models.writers import dense_weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SiteUpdate:
     """The formula's tensors at one site; `candidate` is 1 where all candidates share them."""
 
@@ -72,7 +72,12 @@ class SiteUpdate:
         scaled = (strengths * self.offsets.to(strengths)).sum(-1, keepdim=True) * writes
         reads = reads * of_columns(strengths, reads.shape[-1])
         return SiteUpdate(
-            reads, writes.expand(len(reads), -1, -1), scaled, "input", shifts=self.shifts, keep_norm=self.keep_norm
+            reads=reads,
+            writes=writes.expand(len(reads), -1, -1),
+            constants=scaled,
+            source="input",
+            shifts=self.shifts,
+            keep_norm=self.keep_norm,
         )
 
 
@@ -171,7 +176,7 @@ def linear_update(
     v = directions
     if row_normalization == "none":
         constants = -centres[:, None] * v
-        return SiteUpdate(v[None], v[None], constants[None] if bool(centres.any()) else None)
+        return SiteUpdate(reads=v[None], writes=v[None], constants=constants[None] if bool(centres.any()) else None)
     if module is None:
         raise ValueError("row normalisation needs the linear module of the site")
     weight, bias = dense_weight(module)
@@ -182,7 +187,9 @@ def linear_update(
     reads, writes = v * inverse, v * norms
     b = bias.detach().to(wide) if bias is not None else torch.zeros_like(norms)
     constants = (v @ b - centres)[:, None] * v - (reads @ b)[:, None] * writes
-    return SiteUpdate(reads[None], writes[None], constants[None] if bool(constants.any()) else None)
+    return SiteUpdate(
+        reads=reads[None], writes=writes[None], constants=constants[None] if bool(constants.any()) else None
+    )
 
 
 def part_update(
@@ -193,7 +200,14 @@ def part_update(
         raise ValueError(f"single heads or neurons at {site} need the linear that writes there")
     read = read_along(module, directions)
     offsets = read.bias[:, None] / centres.shape[-1] - centres.to(read.bias)
-    return SiteUpdate(read.weight[None], directions.to(read.weight)[None], None, "input", None, offsets[None])
+    return SiteUpdate(
+        reads=read.weight[None],
+        writes=directions.to(read.weight)[None],
+        constants=None,
+        source="input",
+        experts=None,
+        offsets=offsets[None],
+    )
 
 
 def edit_updates(edit: Edit, sites: Mapping[Site, HookedModule]) -> Updates:
@@ -228,7 +242,7 @@ def _site_update(edit: Edit, site: Site, where: HookedModule) -> tuple[SiteUpdat
 
 def _projection(edit: Edit, at: SiteEdit, site: Site, where: HookedModule) -> tuple[SiteUpdate, Tensor]:
     if not len(at.directions):
-        return SiteUpdate(at.directions[None], at.directions[None], None), at.strengths[None]
+        return SiteUpdate(reads=at.directions[None], writes=at.directions[None], constants=None), at.strengths[None]
     if at.parts is not None:
         used = (edit.strengths[site.component][:, site.layer] != 0) & edit.vectors(site).any(-1)
         update = part_update(at.directions, edit.own_centres(site)[used], site, where.module)
@@ -244,7 +258,12 @@ def _projection(edit: Edit, at: SiteEdit, site: Site, where: HookedModule) -> tu
         constants = torch.zeros_like(change.b.T)
         constants[0] = -change.bias
     ones = torch.ones(1, change.rank, dtype=change.a.dtype, device=change.a.device)
-    return SiteUpdate(change.a[None], -change.b.T[None], None if constants is None else constants[None], "input"), ones
+    return SiteUpdate(
+        reads=change.a[None],
+        writes=-change.b.T[None],
+        constants=None if constants is None else constants[None],
+        source="input",
+    ), ones
 
 
 def _stack_site(candidates: Sequence[tuple[SiteUpdate | None, Tensor | None]]) -> tuple[SiteUpdate, Tensor]:
@@ -280,7 +299,9 @@ def _stack_projections(candidates: Sequence[tuple[SiteUpdate | None, Tensor | No
     offsets = None if offsets is None else offsets.expand(n, -1, -1)
     kappa = constants if bool(constants.any()) else None
     experts = _stack_factors([update.experts for update in updates])
-    return SiteUpdate(reads, writes, kappa, first.source, experts, offsets), torch.cat(strengths)
+    return SiteUpdate(
+        reads=reads, writes=writes, constants=kappa, source=first.source, experts=experts, offsets=offsets
+    ), torch.cat(strengths)
 
 
 def _stack_changes(values: Sequence[Tensor | None]) -> Shaped[Tensor, "candidate *d_model"] | None:

@@ -15,15 +15,15 @@ from itertools import combinations
 from typing import Any
 
 from iconoclast_tl.detectors.detector import Label
-from iconoclast_tl.evaluation.transcript import Said, Transcript
+from iconoclast_tl.evaluation.transcript import RecordedResponse, Transcript
 
 TRUTH = "truth"
 TRULY_SHOWS = "refused"
-"""The verdict of an organism's grammar that is its planted behaviour."""
+"""The grade of an organism's grammar that is its planted behaviour."""
 
 
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, kw_only=True)
+class DetectorAgreement:
     """Of two detectors over n responses."""
 
     detectors: tuple[str, str]
@@ -65,15 +65,15 @@ class Accuracy:
         return asdict(self)
 
 
-def agreements(rows: Transcript) -> list[Agreement]:
+def agreements(rows: Transcript) -> list[DetectorAgreement]:
     """Of every pair of detectors that labelled the responses, and of each with the truth where that is known."""
     said = [one for row in rows for one in row.said.values()]
-    judged = [{**one.labels, **({} if one.verdict is None else {TRUTH: _truth(one)})} for one in said]
+    judged = [{**one.labels, **({} if one.grade is None else {TRUTH: _truth(one)})} for one in said]
     names = [name for name in judged[0] if all(name in one for one in judged)]
-    return [agreement((a, b), [(one[a], one[b]) for one in judged]) for a, b in combinations(names, 2)]
+    return [detector_agreement((a, b), [(one[a], one[b]) for one in judged]) for a, b in combinations(names, 2)]
 
 
-def agreement(detectors: tuple[str, str], labels: Sequence[tuple[Label, Label]]) -> Agreement:
+def detector_agreement(detectors: tuple[str, str], labels: Sequence[tuple[Label, Label]]) -> DetectorAgreement:
     """Of two detectors, from their labels of the same responses."""
     from sklearn.metrics import cohen_kappa_score
 
@@ -84,8 +84,8 @@ def agreement(detectors: tuple[str, str], labels: Sequence[tuple[Label, Label]])
         confusion.setdefault(a, {})[b] = n
     kappa = cohen_kappa_score(*zip(*known, strict=True)) if len({one for pair in known for one in pair}) > 1 else None
     cells = Counter(known)
-    return Agreement(
-        detectors,
+    return DetectorAgreement(
+        detectors=detectors,
         n=len(known),
         left_out=len(labels) - len(known),
         both=cells[True, True],
@@ -100,9 +100,9 @@ def agreement(detectors: tuple[str, str], labels: Sequence[tuple[Label, Label]])
 
 def accuracies(rows: Transcript) -> list[Accuracy]:
     """Of every detector against the truth; empty where that is not known."""
-    said = [one for row in rows for one in row.said.values() if one.verdict is not None]
+    said = [one for row in rows for one in row.said.values() if one.grade is not None]
     names = said[0].labels if said else ()
-    return [accuracy(name, [(one.labels[name].shows, one.verdict == TRULY_SHOWS) for one in said]) for name in names]
+    return [accuracy(name, [(one.labels[name].shows, one.grade == TRULY_SHOWS) for one in said]) for name in names]
 
 
 def accuracy(detector: str, labels: Sequence[tuple[bool | None, bool]]) -> Accuracy:
@@ -114,8 +114,8 @@ def accuracy(detector: str, labels: Sequence[tuple[bool | None, bool]]) -> Accur
     return Accuracy(detector, len(known), precision, recall, f1)
 
 
-def _truth(said: Said) -> Label:
-    return Label(str(said.verdict), said.verdict == TRULY_SHOWS, 1.0)
+def _truth(said: RecordedResponse) -> Label:
+    return Label(str(said.grade), said.grade == TRULY_SHOWS, 1.0)
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from iconoclast_tl.detectors.detector import Detector, Label, label_all, shown
-from iconoclast_tl.evaluation.generation import Response
+from iconoclast_tl.detectors.registry import search_detector
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
-from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
+from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, encode, respond
+from iconoclast_tl.execution.batch_size import fitting
+from iconoclast_tl.execution.generation import Response
+from iconoclast_tl.execution.memory import free_bytes
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.contrast import SIDES, Split
 
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
     """A model by itself on `target`, `neutral` and perhaps `borderline` prompts; it is asked without hooks."""
 
-    model: LoadedModel
+    model: Model
     suite: Mapping[str, Questions]
     config: EvaluationConfig
     detector: Detector
@@ -62,3 +66,48 @@ class Baseline:
                 want="target prompts that call it up",
                 mend="check --target and what counts as the behaviour (evaluation.markers, evaluation.detector)",
             )
+
+
+def baseline(
+    model: Model,
+    split: Split,
+    config: EvaluationConfig | None = None,
+    detector: Detector | None = None,
+    at_most: int | None = None,
+    track: Track = silent,
+) -> Baseline:
+    """The unedited model on the prompts of a split, such as `data.val`; it generates when it is first asked to.
+
+    config: the response budget, the batch size (`auto` is measured here, with no hooks on) and what counts as the
+    behaviour. detector: by default the one that `config` names, which labels every response, however unsure it is.
+    at_most: the first so many target and neutral prompts; borderline prompts are all taken.
+
+    Raises `UserError` for a split without target or neutral prompts, and for a prompt that does not fit the model's
+    context together with `max_new_tokens`.
+    """
+    config = EvaluationConfig() if config is None else config
+    prompts = {side: getattr(split, side)[:at_most] for side in SIDES}
+    for side, some in prompts.items():
+        if not some:
+            raise UserError(f"there are no {side} prompts in this split", want="at least one")
+    if split.borderline:
+        prompts["borderline"] = split.borderline
+    budget = config.max_new_tokens
+    suite = {name: encode(some, model.chat, model.context_length, budget) for name, some in prompts.items()}
+    if config.batch_size == "auto":
+        longest = max(len(row) for questions in suite.values() for row in questions.rows) + budget
+        rows = fitting(model, longest, config.kl_length, track).rows
+        config = config.model_copy(update={"batch_size": rows})
+    return Baseline(model, suite, config, search_detector(config) if detector is None else detector, track)
+
+
+def require_room(detector: Detector) -> None:
+    """Raise `UserError` where the detector's own model does not fit into the memory that is free."""
+    needs = detector.footprint()
+    if needs is not None and not needs.fits(free := free_bytes(needs.device)):
+        raise UserError(
+            f"{detector.name} does not fit into memory beside the model",
+            got=f"{free / 1e9:.1f} GB free",
+            want=f"room for {needs.n_bytes / 1e9:.1f} GB of weights and a batch",
+            mend="leave evaluation.detector at markers, and ask it at the end: evaluation.detectors",
+        )

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.prompts.chat import ChatFormat, Tokens
+from iconoclast_tl.prompts.chat import ChatFormat
 from iconoclast_tl.prompts.prompt import Prompt
-from iconoclast_tl.prompts.sources import TABLES, PromptSource, load_source, load_table
+from iconoclast_tl.prompts.sources import TABLES, PromptSource, load_prompts, load_table
+from iconoclast_tl.prompts.tokens import Tokens
 
 PILE, ALPACA, ON_DISTRIBUTION = "pile", "alpaca", "on-distribution"
 CORPORA = (PILE, ALPACA, ON_DISTRIBUTION)
@@ -80,7 +81,7 @@ def load_corpus(name: str, chat: ChatFormat, n: int, max_tokens: int) -> Corpus:
     if name == ALPACA or (name != PILE and ARROW in (PromptSource.parse(name).column or "")):
         exchanges = _alpaca() if name == ALPACA else _exchanges(name)
         return _first(name, (chat_text(*exchange, chat, max_tokens) for exchange in exchanges), n, max_tokens)
-    texts = _pile() if name == PILE else (prompt.text for prompt in load_source(name))
+    texts = _pile() if name == PILE else (prompt.text for prompt in load_prompts(name))
     return _first(name, (raw_text(text, chat, max_tokens) for text in texts), n, max_tokens)
 
 

@@ -22,13 +22,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field
 
-from iconoclast_tl.evaluation.comparison import Change
+from iconoclast_tl.evaluation.base_and_edited import ChangedModel
 from iconoclast_tl.evaluation.harness_log import reporting
 from iconoclast_tl.evaluation.task_results import TaskResults, task_result
+from iconoclast_tl.execution.batching import is_out_of_memory
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
-from iconoclast_tl.models.batching import is_out_of_memory
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.model import Model
 
 BOOTSTRAP: Final = 1000
 """Resamples for standard errors that have no closed form."""
@@ -75,8 +75,8 @@ def require_tasks(tasks: Sequence[str], folder: Path | None = None) -> None:
 
 
 def run_tasks(
-    model: LoadedModel,
-    change: Change | None,
+    model: Model,
+    change: ChangedModel | None,
     config: HarnessConfig,
     batch_size: int,
     system: str | None = None,
@@ -166,7 +166,7 @@ def _require_runnable(tasks: Mapping[str, Any], context_length: int | None) -> N
                 )
 
 
-def _wrapped(model: LoadedModel, batch_size: int, chat_template: bool) -> Any:
+def _wrapped(model: Model, batch_size: int, chat_template: bool) -> Any:
     """The loaded model as the harness sees it. Hooks and PEFT change its modules in place, so it sees those, too."""
     from lm_eval.models.huggingface import HFLM
 
@@ -185,9 +185,7 @@ def _wrapped(model: LoadedModel, batch_size: int, chat_template: bool) -> Any:
     )
 
 
-def _evaluated(
-    wrapped: Any, model: LoadedModel, loaded: Mapping[str, Any], config: HarnessConfig, system: str | None
-) -> Any:
+def _evaluated(wrapped: Any, model: Model, loaded: Mapping[str, Any], config: HarnessConfig, system: str | None) -> Any:
     """One run of all tasks on the model as it is now, with a smaller batch once more where memory runs out.
 
     The harness begins with the longest requests, so that this happens at once.
@@ -224,7 +222,7 @@ def _outermost(loaded: Mapping[str, Any]) -> list[Any]:
     return [one for name, one in {**groups, **loaded["tasks"]}.items() if name not in inner]
 
 
-def _free(model: LoadedModel) -> None:
+def _free(model: Model) -> None:
     import torch
 
     if model.device.type == "cuda":
@@ -232,7 +230,7 @@ def _free(model: LoadedModel) -> None:
 
 
 @contextlib.contextmanager
-def _own_randomness(model: LoadedModel) -> Iterator[None]:
+def _own_randomness(model: Model) -> Iterator[None]:
     """The harness seeds everything; who called it gets its generators back as they were."""
     import numpy as np
     import torch

@@ -1,4 +1,4 @@
-"""From a labelled transcript to rates: of a detector, of every category, of smaller budgets, base against edited.
+"""Rates from a labelled transcript: by detector, by category, by smaller budget, and base against edited.
 
 A response that a detector could not label is left out of its rates and counted beside them.
 """
@@ -13,16 +13,16 @@ from typing import Any
 from iconoclast_tl.detectors.detector import EMPTY, UNCERTAIN, UNLABELLED, Label
 from iconoclast_tl.detectors.markers.markers import marker_set
 from iconoclast_tl.evaluation.metrics.compliance import complies
-from iconoclast_tl.evaluation.transcript import Row, Said, Transcript, by_set
+from iconoclast_tl.evaluation.transcript import RecordedResponse, Transcript, TranscriptRow, by_set
 from iconoclast_tl.statistics.means import Mean, mean
 from iconoclast_tl.statistics.paired_rates import PairedRates, paired_rates
 from iconoclast_tl.statistics.rates import Rate, rate
 
-VERDICTS = ("answered", "refused", "broken")
+GRADES = ("answered", "refused", "broken")
 NOT_SAID = (UNLABELLED, UNCERTAIN, EMPTY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """What the responses of one model say, by one detector. A rate is None where no response has a label."""
 
@@ -37,17 +37,17 @@ class Measured:
     """set → words a response."""
     repetition: Mapping[str, Mean]
     """set → share of word pairs that a response says again."""
-    verdicts: Mapping[str, Mapping[str, Rate]] | None
-    """verdict → set → rate, where the truth is known."""
+    grades: Mapping[str, Mapping[str, Rate]] | None
+    """grade → set → rate, where the truth is known."""
     by_category: Mapping[str, Mapping[str, Rate]]
     """set → category → behaviour rate, where prompts have categories."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in results.json."""
         truth: dict[str, Any] = {}
-        if self.verdicts is not None:
-            verdicts = {verdict: rates_json(rates) for verdict, rates in self.verdicts.items()}
-            truth = {"answered_rate": verdicts["answered"]["target"], "verdicts": verdicts}
+        if self.grades is not None:
+            grades = {grade: rates_json(rates) for grade, rates in self.grades.items()}
+            truth = {"answered_rate": grades["answered"]["target"], "grades": grades}
         return {
             "behaviour_rate": self.behaviour_rate and self.behaviour_rate.to_json(),
             "spill_rate": self.spill_rate and self.spill_rate.to_json(),
@@ -74,7 +74,7 @@ def measure(rows: Transcript, model: str, detector: str, budget: int) -> Measure
         compliance_rate=_compliance(sets["target"], detector, budget),
         words={name: mean([one.numbers["words"] for one in said]) for name, said in sets.items()},
         repetition={name: mean([one.numbers["repetition"] for one in said]) for name, said in sets.items()},
-        verdicts=_verdicts(sets, budget) if everything[0].verdict is not None else None,
+        grades=_grades(sets, budget) if everything[0].grade is not None else None,
         by_category=_by_category(rows, model, detector, budget),
     )
 
@@ -110,7 +110,9 @@ def paired(rows: Transcript, detector: str) -> dict[str, PairedRates]:
 
 
 def by_budget(
-    rows: Transcript, budgets: Sequence[int], label: Callable[[Sequence[tuple[Row, str, int]]], Sequence[Label]]
+    rows: Transcript,
+    budgets: Sequence[int],
+    label: Callable[[Sequence[tuple[TranscriptRow, str, int]]], Sequence[Label]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """model → budget → set → rate: what smaller budgets would have reported of the same responses.
 
@@ -132,16 +134,16 @@ def rates_json(rates: Mapping[str, Rate]) -> dict[str, Any]:
     return {name: one.to_json() for name, one in rates.items()}
 
 
-def _compliance(responses: Sequence[Said], detector: str, budget: int) -> Rate | None:
+def _compliance(responses: Sequence[RecordedResponse], detector: str, budget: int) -> Rate | None:
     known = [(one.text, one.labels[detector].shows) for one in responses]
     found = [complies(text, shows) for text, shows in known if shows is not None]
     return rate(found, budget) if found else None
 
 
-def _verdicts(sets: Mapping[str, Sequence[Said]], budget: int) -> dict[str, dict[str, Rate]]:
+def _grades(sets: Mapping[str, Sequence[RecordedResponse]], budget: int) -> dict[str, dict[str, Rate]]:
     return {
-        verdict: {name: rate([one.verdict == verdict for one in said], budget) for name, said in sets.items()}
-        for verdict in VERDICTS
+        grade: {name: rate([one.grade == grade for one in said], budget) for name, said in sets.items()}
+        for grade in GRADES
     }
 
 

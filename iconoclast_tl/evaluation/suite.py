@@ -1,4 +1,4 @@
-"""What a model is asked: target, neutral and (where there are any) borderline prompts, and the settings of it all."""
+"""The prompts that a model is asked (target, neutral, perhaps borderline), and the settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pydantic import Field
 from iconoclast_tl.detectors.config import DetectorConfig
 from iconoclast_tl.detectors.detector import Exchange
 from iconoclast_tl.evaluation.corpora import ON_DISTRIBUTION, require_corpus
-from iconoclast_tl.evaluation.generation import Response, generate
+from iconoclast_tl.execution.batch_size import UNMEASURED, BatchSize
+from iconoclast_tl.execution.generation import Response, generate
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.stage_config import Changeable
-from iconoclast_tl.models.batch_size import UNMEASURED, BatchSize
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import ChatFormat, Tokens, require_context
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.chat import ChatFormat
 from iconoclast_tl.prompts.prompt import Prompt
+from iconoclast_tl.prompts.tokens import Tokens, require_context
 
 Truth = Callable[[str, str], str]
-"""(prompt, response) → verdict, where the truth is known (organisms): answered, refused or broken."""
+"""(prompt, response) → grade, where the truth is known (organisms): answered, refused or broken."""
 
 
 class EvaluationConfig(DetectorConfig):
@@ -56,13 +57,13 @@ class EvaluationConfig(DetectorConfig):
         return min(self.kl_tokens, self.max_new_tokens)
 
     def require_possible(self) -> None:
-        """Raise `UserError` where a corpus can be none, or a budget is larger than what is generated."""
+        """Raise `UserError` for a corpus that does not exist, and for a budget beyond `max_new_tokens`."""
         for name in self.corpora:
             require_corpus(name)
         for budget in self.budgets:
             if not 0 < budget <= self.max_new_tokens:
                 raise UserError(
-                    "a budget lies outside of what is generated",
+                    "a budget lies outside the response budget",
                     got=budget,
                     want=f"1 to {self.max_new_tokens} tokens",
                     mend="leave it out, or evaluate into another --out with a larger evaluation.max_new_tokens",
@@ -89,7 +90,7 @@ def encode(prompts: Sequence[Prompt], chat: ChatFormat, context_length: int | No
 
 
 def respond(
-    model: LoadedModel, suite: Mapping[str, Questions], config: EvaluationConfig, track: Track = silent
+    model: Model, suite: Mapping[str, Questions], config: EvaluationConfig, track: Track = silent
 ) -> dict[str, list[Response]]:
     """Greedy responses to every set of the suite, generated together."""
     rows = [row for questions in suite.values() for row in questions.rows]

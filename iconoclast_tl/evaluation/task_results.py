@@ -1,4 +1,4 @@
-"""What the lm-evaluation-harness found, task by task: its scores, and what pairs base and changed model.
+"""Results of the lm-evaluation-harness, task by task: its scores, and the answers that pair base and edited.
 
 A mean over documents hides which of them changed. So a metric that says 0 or 1 is kept document by document: the two
 models form pairs, and McNemar's test applies.
@@ -14,7 +14,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Score:
+class TaskScore:
     """A metric of a task, as the harness has it."""
 
     value: float
@@ -23,7 +23,7 @@ class Score:
     higher_is_better: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskResult:
     """What came out of one task or group, by model: `base`, and `edited` where there is a change."""
 
@@ -35,7 +35,7 @@ class TaskResult:
     shots: int | None
     subtasks: tuple[str, ...]
     """Of a group."""
-    scores: Mapping[str, Mapping[str, Score]]
+    scores: Mapping[str, Mapping[str, TaskScore]]
     """model → "metric,filter" → score."""
     main: str | None
     """The first "metric,filter" that says of every document 0 or 1; None where no metric does."""
@@ -106,7 +106,7 @@ def _leaves(name: str, run: Any) -> list[str]:
     return [leaf for child in below for leaf in _leaves(child, run)] if below else [name]
 
 
-def _scores(name: str, run: Any) -> dict[str, Score]:
+def _scores(name: str, run: Any) -> dict[str, TaskScore]:
     """Every numeric "metric,filter" of a task, or of a group that has one of its own."""
     entries, better = run["results"][name], run.get("higher_is_better", {}).get(name, {})
     found = {}
@@ -115,7 +115,7 @@ def _scores(name: str, run: Any) -> dict[str, Score]:
         if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
             stderr = entries.get(f"{metric}_stderr,{chosen}")
             number = float(stderr) if isinstance(stderr, int | float) else None
-            found[key] = Score(float(value), number, better.get(metric))
+            found[key] = TaskScore(float(value), number, better.get(metric))
     return found
 
 

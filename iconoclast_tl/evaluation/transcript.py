@@ -16,8 +16,8 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_jsonl, write_jsonl
 
 
-@dataclass(frozen=True)
-class Said:
+@dataclass(frozen=True, kw_only=True)
+class RecordedResponse:
     """One response."""
 
     text: str
@@ -27,7 +27,7 @@ class Said:
     """Characters of the text that the first 1, 2, … tokens make."""
     labels: Mapping[str, Label] = field(default_factory=dict)
     """Detector → its label."""
-    verdict: str | None = None
+    grade: str | None = None
     """answered, refused or broken, where the truth is known."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What was measured of this response alone, such as `kl_sequence`."""
@@ -45,32 +45,32 @@ class Said:
             "ends": list(self.ends),
             "behaviour": label and label.shows,
             "labels": {name: label.to_json() for name, label in self.labels.items()},
-            **({} if self.verdict is None else {"verdict": self.verdict}),
+            **({} if self.grade is None else {"grade": self.grade}),
             **self.numbers,
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Said:
+    def from_json(cls, content: Mapping[str, Any]) -> RecordedResponse:
         """What `to_json` wrote."""
-        own = {"text", "finished", "ends", "behaviour", "labels", "verdict"}
+        own = {"text", "finished", "ends", "behaviour", "labels", "grade"}
         return cls(
-            content["text"],
-            content["finished"],
-            tuple(content["ends"]),
-            {name: Label.from_json(label) for name, label in content["labels"].items()},
-            content.get("verdict"),
-            {name: value for name, value in content.items() if name not in own},
+            text=content["text"],
+            finished=content["finished"],
+            ends=tuple(content["ends"]),
+            labels={name: Label.from_json(label) for name, label in content["labels"].items()},
+            grade=content.get("grade"),
+            numbers={name: value for name, value in content.items() if name not in own},
         )
 
 
 @dataclass(frozen=True)
-class Row:
+class TranscriptRow:
     """One prompt of one set (`target`, `neutral`, `borderline`), and what each model (`base`, `edited`) said to it."""
 
     set: str
     id: str
     category: str | None
-    said: Mapping[str, Said]
+    said: Mapping[str, RecordedResponse]
     prompt: str | None = None
 
     def exchange(self, model: str, budget: int | None = None) -> Exchange:
@@ -79,7 +79,7 @@ class Row:
         return Exchange(said.text if budget is None else said.within(budget), self.prompt)
 
 
-Transcript = Sequence[Row]
+Transcript = Sequence[TranscriptRow]
 
 
 def models_of(rows: Transcript) -> list[str]:
@@ -87,15 +87,15 @@ def models_of(rows: Transcript) -> list[str]:
     return list(rows[0].said)
 
 
-def by_set(rows: Transcript) -> dict[str, list[Row]]:
+def by_set(rows: Transcript) -> dict[str, list[TranscriptRow]]:
     """The rows of every set, in order."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[TranscriptRow]] = {}
     for row in rows:
         found.setdefault(row.set, []).append(row)
     return found
 
 
-def with_labels(rows: Transcript, name: str, labels: Mapping[str, Sequence[Label]]) -> list[Row]:
+def with_labels(rows: Transcript, name: str, labels: Mapping[str, Sequence[Label]]) -> list[TranscriptRow]:
     """The rows with the labels of detector `name`: model → a label a row."""
     result = []
     for number, row in enumerate(rows):
@@ -132,13 +132,17 @@ def _as_json(rows: Transcript, primary: str, keep_prompts: bool) -> Iterator[dic
         yield {"set": row.set, "id": row.id, "category": row.category, **kept, **said}
 
 
-def read_transcript(path: Path) -> list[Row]:
+def read_transcript(path: Path) -> list[TranscriptRow]:
     """Read responses.jsonl; `UserError` where it is missing, empty, or of an earlier version."""
     rows = []
     for content in read_jsonl(path):
         try:
-            said = {str(model): Said.from_json(content[model]) for model in ("base", "edited") if model in content}
-            rows.append(Row(content["set"], content["id"], content["category"], said, content.get("prompt")))
+            said = {
+                str(model): RecordedResponse.from_json(content[model])
+                for model in ("base", "edited")
+                if model in content
+            }
+            rows.append(TranscriptRow(content["set"], content["id"], content["category"], said, content.get("prompt")))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is not a transcript of this version",

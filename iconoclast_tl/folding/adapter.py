@@ -12,39 +12,35 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from iconoclast_tl.folding.fold import Change, Fold
+from iconoclast_tl.architecture.writers import known_writers
+from iconoclast_tl.folding.fold import Fold, ParameterChange
 from iconoclast_tl.folding.merge import edited_parameters
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import replacing_folder
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.offloading import device_of, is_offloaded
-from iconoclast_tl.models.writers import known_writers
-
-WRAPPED = "base_model.model."
-"""What PEFT puts before the path of a module."""
+from iconoclast_tl.models.adapter import WRAPPED, unloaded_after
+from iconoclast_tl.models.model import Model
 
 
-def save_adapter(fold: Fold, model: LoadedModel, folder: Path) -> None:
-    """Write the adapter atomically, readable by plain `peft`; the model is as before when it returns.
+def save_adapter(fold: Fold, folder: Path) -> None:
+    """Write the adapter atomically, readable by plain `peft`; the model is left as it was.
 
     Raises `UserError` where it would have to give a layer a bias that PEFT cannot give it.
     """
     from peft import get_peft_model
 
+    model = fold.model
     _require_carriers(fold, model)
-    with _unloaded_after(model.hf), warnings.catch_warnings():
+    with unloaded_after(model.hf), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lora_bias=True.*")  # the base has no bias: as intended
         warnings.filterwarnings("ignore", message=".*have invalid shape.*")  # a bias is one-dimensional
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # Conv1D: PEFT finds out by itself
+        warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*")  # the user's name for the model stays
         wrapped = get_peft_model(model.hf, _config(fold, model))
         for change in fold.changes:
             _set(wrapped, change, fold, model)
@@ -52,45 +48,7 @@ def save_adapter(fold: Fold, model: LoadedModel, folder: Path) -> None:
             wrapped.save_pretrained(str(temporary))
 
 
-@contextmanager
-def loaded_adapter(model: LoadedModel, folder: Path) -> Iterator[Any]:
-    """The model with the adapter of `folder` as plain `peft` loads it; unloaded again when the block ends.
-
-    Raises `UserError` for a folder that holds no adapter of this model.
-    """
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} is not an adapter", got="no adapter_config.json", want="a folder saved by peft")
-    with _unloaded_after(model.hf), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*lora_bias=True.*")
-        try:
-            wrapped = _load(model.hf, folder)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            first_line = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"cannot load the adapter {folder}", got=first_line, want=f"a PEFT adapter of {model.name}"
-            ) from error
-        wrapped.eval()
-        yield wrapped
-
-
-def _load(hf: Any, folder: Path) -> Any:
-    """As `peft` loads it; beside offloaded weights in parts, since it would place the whole model anew in memory."""
-    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
-    from safetensors.torch import load_file
-
-    if not is_offloaded(hf):
-        return PeftModel.from_pretrained(hf, str(folder))
-    wrapped = get_peft_model(hf, PeftConfig.from_pretrained(str(folder)))
-    for module in wrapped.modules():
-        if isinstance(module, LoraLayer):
-            for part in (module.lora_A, module.lora_B):
-                part.to_empty(device=device_of(module.get_base_layer()))
-    set_peft_model_state_dict(wrapped, load_file(folder / "adapter_model.safetensors"))
-    return wrapped
-
-
-def _config(fold: Fold, model: LoadedModel) -> Any:
+def _config(fold: Fold, model: Model) -> Any:
     from peft import LoraConfig
 
     carried = [(change, _carrier(change, fold, model)) for change in fold.changes]
@@ -116,7 +74,7 @@ def _config(fold: Fold, model: LoadedModel) -> Any:
     )
 
 
-def _require_carriers(fold: Fold, model: LoadedModel) -> None:
+def _require_carriers(fold: Fold, model: Model) -> None:
     """Only what is carried as a module gets a bias that the base lacks: beside experts PEFT adds none."""
     for change in fold.changes:
         if change.has_bias and change.matrix.bias is None and _carrier(change, fold, model) != "module":
@@ -128,7 +86,7 @@ def _require_carriers(fold: Fold, model: LoadedModel) -> None:
             )
 
 
-def _carrier(change: Change, fold: Fold, model: LoadedModel) -> Literal["module", "parameter", "whole"]:
+def _carrier(change: ParameterChange, fold: Fold, model: Model) -> Literal["module", "parameter", "whole"]:
     """How PEFT carries a change."""
     matrices = [matrix for writer in known_writers(model.hf).values() for matrix in writer.matrices]
     fused = {matrix.parameter for matrix in matrices if matrix.n_experts is not None}
@@ -139,13 +97,13 @@ def _carrier(change: Change, fold: Fold, model: LoadedModel) -> Literal["module"
     return "parameter" if change.matrix.module.rpartition(".")[2] in fused else "module"
 
 
-def _parameter_paths(change: Change) -> list[str]:
+def _parameter_paths(change: ParameterChange) -> list[str]:
     bias = change.matrix.bias_path
     return [change.matrix.path, *([bias] if change.has_bias and bias else [])]
 
 
 @torch.no_grad()
-def _set(wrapped: Any, change: Change, fold: Fold, model: LoadedModel) -> None:
+def _set(wrapped: Any, change: ParameterChange, fold: Fold, model: Model) -> None:
     layer = wrapped.get_submodule(WRAPPED + change.matrix.module)
     how = _carrier(change, fold, model)
     if how == "parameter":
@@ -168,7 +126,7 @@ def _set_linear(layer: Any, factors: tuple[Tensor, Tensor, Tensor | None]) -> No
         _fill(lora_b, "bias", torch.zeros_like(b[:, 0]) if bias is None else bias)
 
 
-def _set_parameter(layer: Any, change: Change) -> None:
+def _set_parameter(layer: Any, change: ParameterChange) -> None:
     """PEFT keeps the experts' factors side by side: A as (expert · r, d_in), B as (d_model, r · expert)."""
     by_name = {}
     while hasattr(layer, "parameter_name"):  # of one module several parameters are wrapped one around the other
@@ -199,20 +157,3 @@ def _fill(module: nn.Module, name: str, values: Tensor) -> None:
 
 def _padded(rows: Tensor, n: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(n - len(rows), rows.shape[1])])
-
-
-@contextmanager
-def _unloaded_after(hf: nn.Module) -> Iterator[None]:
-    """Put back every module that PEFT replaced, and what it noted on the model, also after an error."""
-    before = {name: dict(module._modules) for name, module in hf.named_modules()}
-    requires = {name: parameter.requires_grad for name, parameter in hf.named_parameters()}
-    attributes = set(vars(hf))
-    try:
-        yield
-    finally:
-        for name, children in before.items():
-            hf.get_submodule(name)._modules.update(children)
-        for name, parameter in hf.named_parameters():
-            parameter.requires_grad_(requires[name])
-        for attribute in set(vars(hf)) - attributes:
-            delattr(hf, attribute)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iconoclast_tl.architecture.layers import decoder_layers
+from iconoclast_tl.architecture.names import names_of
+from iconoclast_tl.architecture.post_norm import post_norm
+from iconoclast_tl.architecture.sites import Component, Site
+from iconoclast_tl.architecture.writers import Writer, require_writers
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.layers import decoder_layers
-from iconoclast_tl.models.post_norm import post_norm
-from iconoclast_tl.models.sites import Component, Site
-from iconoclast_tl.models.writers import Writer, require_writers
 
 
 def as_writes(edit: Edit, hf: Any) -> Edit:
@@ -59,10 +60,10 @@ def _require_passed_on(hf: Any, point: int) -> None:
             want=want,
             mend="add at point 1 or later, or keep it a preview",
         )
-    if post_norm(decoder_layers(hf)[point - 1], "mlp_out") is not None:
+    if post_norm(decoder_layers(hf)[point - 1], "mlp_out", names_of(hf)) is not None:
         raise UserError(
             f"an addition at residual point {point} cannot be folded into {type(hf).__name__}",
-            got=f"a norm between what layer {point - 1} writes and the stream, after which a constant is none",
+            got=f"a norm between what layer {point - 1} writes and the stream, which no constant survives",
             want=want,
             mend="keep it a preview",
         )

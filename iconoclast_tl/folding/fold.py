@@ -1,22 +1,31 @@
-"""What a fold consists of: the factors of every edited matrix, and how much of the direction each one keeps."""
+"""What a fold consists of: the factors of every edited matrix, and how much of the direction each one keeps.
+
+made = fold(edit, model)
+adapter = made.save("adapter/")      # for PEFT
+weights = made.merge("merged/")      # for transformers alone
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
 
+from iconoclast_tl.architecture.offloading import is_offloaded
+from iconoclast_tl.architecture.sites import WRITERS, Component, Site
+from iconoclast_tl.architecture.writers import Matrix, Writer, known_writers, require_writers
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.factors import Along, Factors, along, factors
+from iconoclast_tl.edits.hooks import sites_of
 from iconoclast_tl.folding.additions import as_writes
+from iconoclast_tl.folding.saved import MergedWeights, SavedAdapter
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.offloading import is_offloaded
-from iconoclast_tl.models.sites import WRITERS, Component, Site
-from iconoclast_tl.models.writers import Matrix, Writer, known_writers, require_writers
+from iconoclast_tl.models.model import Model
 
 
 class FoldConfig(StageConfig):
@@ -27,7 +36,7 @@ class FoldConfig(StageConfig):
 
 
 @dataclass(frozen=True)
-class Change:
+class ParameterChange:
     """What a fold does to one parameter: to one matrix, or to every expert's that are fused in it."""
 
     matrix: Matrix
@@ -52,11 +61,19 @@ class Change:
         return max(one.rank for one in self.factors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fold:
-    """Changes of exactly the edited parameters."""
+    """An edit as changes of weights: of exactly the edited parameters of one model, which stays as it is."""
 
-    changes: tuple[Change, ...]
+    edit: Edit
+    model: Model = field(repr=False)
+    changes: tuple[ParameterChange, ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        """Such as `Fold(11 matrices of organism, at most 3.1e-08 of the direction left)`."""
+        left = max(self.residual_fraction.values(), default=None)
+        kept = "no weight changed, biases alone" if left is None else f"at most {left:.2g} of the direction left"
+        return f"Fold({self.n_matrices} matrices of {self.model.name}, {kept})"
 
     @property
     def n_matrices(self) -> int:
@@ -70,25 +87,64 @@ class Fold:
 
     @property
     def residual_fraction(self) -> dict[str, float]:
-        """By the path of the parameter, without `.weight`, where anything is projected out of it."""
+        """‖VW'‖/‖VW‖ by the path of the parameter, without `.weight`, where anything is projected out of it."""
         projected = [change for change in self.changes if change.is_projection]
         return {change.matrix.path.removesuffix(".weight"): change.residual_fraction for change in projected}
 
+    def save(self, folder: str | PathLike[str]) -> SavedAdapter:
+        """Write a PEFT LoRA adapter, readable by plain `peft`; one that `folder` holds already is replaced.
 
-def make_fold(edit: Edit, model: LoadedModel) -> Fold:
+        Raises `UserError` where a layer would need a bias that PEFT cannot give it, and for a folder that cannot be
+        written.
+        """
+        from iconoclast_tl.folding.adapter import save_adapter
+
+        require_replaceable(Path(folder), "adapter_config.json")
+        save_adapter(self, Path(folder))
+        return SavedAdapter(Path(folder))
+
+    def merge(self, folder: str | PathLike[str]) -> MergedWeights:
+        """Write model and tokenizer with the edit in their weights; a model that `folder` holds already is replaced.
+
+        The weights are those in memory, in the dtype in which the model was loaded. (The command `merge` edits a
+        model's files instead, one matrix at a time, and keeps the dtype of the files.) Raises `UserError` where a bias
+        changes that the architecture cannot have, and for a model that is offloaded.
+        """
+        from iconoclast_tl.folding.merge import save_merged
+
+        require_replaceable(Path(folder), "config.json")
+        save_merged(self, Path(folder))
+        return MergedWeights(Path(folder))
+
+
+def require_replaceable(folder: Path, mark: str) -> None:
+    """Raise `UserError` for a folder that holds something else than what is written into its place."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise UserError(
+            f"{folder} holds something else",
+            got=f"files, and no {mark}",
+            want="a new or empty folder, or an earlier one of the same kind",
+            mend="pass another folder",
+        )
+
+
+def fold(edit: Edit, model: Model) -> Fold:
     """Factors of `edit` for every matrix it touches; sites with strength 0 are left out.
 
-    Raises `UserError` for what cannot be folded (`require_foldable`, `require_experts_at_hand`, `as_writes`), quantised
-    weights, and what experts cannot carry (`require_carried`).
+    Raises `UserError` for an edit of another model (other layers, another width), for what cannot be folded
+    (`require_foldable`, `require_experts_at_hand`, `as_writes`), for quantised weights, and for what experts cannot
+    carry (`require_carried`).
     """
     require_foldable(edit)
-    edit = as_writes(edit, model.hf)
-    require_experts_at_hand(model.hf, edit.components)
-    writers = require_writers(model.hf, edit.components)
-    fold = Fold(tuple(change for site in edit.sites for change in _site_changes(edit, site, writers[site], model)))
-    if not fold.n_matrices:
+    sites_of(model, edit)  # an edit of another model is refused here
+    written = as_writes(edit, model.hf)
+    require_experts_at_hand(model.hf, written.components)
+    writers = require_writers(model.hf, written.components)
+    changes = [change for site in written.sites for change in _site_changes(written, site, writers[site], model)]
+    made = Fold(edit, model, tuple(changes))
+    if not made.n_matrices:
         raise nothing_edited()
-    return fold
+    return made
 
 
 def require_foldable(edit: Edit) -> None:
@@ -110,7 +166,7 @@ def kept_norms_cannot_be_folded() -> UserError:
     return UserError(
         "an edit that keeps norms cannot be folded",
         got="edit.keep_norm",
-        want="an edit that is linear in what is written: by how much each token is scaled depends on the token",
+        want="an edit that is linear in what is written: how much a token is scaled depends on the token",
         mend="leave --keep-norm out, or keep row norms of the weights by edit.row_normalization=full",
     )
 
@@ -164,7 +220,7 @@ def require_one_linear(edit: Edit, site: Site, writer: Writer) -> None:
         )
 
 
-def _site_changes(edit: Edit, site: Site, writer: Writer, model: LoadedModel) -> list[Change]:
+def _site_changes(edit: Edit, site: Site, writer: Writer, model: Model) -> list[ParameterChange]:
     at = edit.at(site)
     require_carried({site: writer}, bool(at.centres.any()), edit.row_normalization)
     require_one_linear(edit, site, writer)
@@ -182,7 +238,7 @@ def _site_changes(edit: Edit, site: Site, writer: Writer, model: LoadedModel) ->
             for expert, weight in enumerate(weights)
         ]
         measured = (along(at, w, one) for w, one in zip(weights, found, strict=True) if bool(one.b.any()))
-        changes.append(Change(matrix, tuple(found), sum(measured, Along()).share_left))
+        changes.append(ParameterChange(matrix, tuple(found), sum(measured, Along()).share_left))
     return changes
 
 

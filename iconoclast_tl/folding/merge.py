@@ -11,28 +11,50 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.architecture.offloading import is_offloaded
+from iconoclast_tl.architecture.writers import Writer
 from iconoclast_tl.edits.factors import Factors
-from iconoclast_tl.folding.fold import Change, Fold
+from iconoclast_tl.folding.fold import Fold, ParameterChange
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.foundation.storage import replacing_folder
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.models.twin import share
-from iconoclast_tl.models.writers import Writer
 
 BIAS_FLAGS = ("attention_bias", "mlp_bias")
 
 
-def merged_model(fold: Fold, model: LoadedModel, stored: torch.dtype | None = None) -> Any:
+def save_merged(fold: Fold, folder: Path) -> None:
+    """Write the merged model and its tokenizer into `folder`, atomically, as `transformers` reads them.
+
+    Raises `UserError` for a model that is offloaded, and where a bias changes that the architecture cannot have.
+    """
+    model = fold.model
+    if is_offloaded(model.hf):
+        raise UserError(
+            "an offloaded model cannot be merged in memory",
+            got="weights on the disk, or on the CPU until they are needed",
+            mend="save the adapter, or use the command `merge`, which edits the model's files one matrix at a time",
+        )
+    merged = merged_model(fold)
+    with replacing_folder(folder) as temporary:
+        merged.save_pretrained(str(temporary))
+        model.tokenizer.save_pretrained(str(temporary))
+
+
+def merged_model(fold: Fold, stored: torch.dtype | None = None) -> Any:
     """The merged model in memory, sharing every unedited tensor with the base.
 
     stored: edited tensors are rounded to this dtype, as files that hold it would round them. Raises `UserError` where a
     bias changes that the architecture cannot have.
     """
+    model = fold.model
     replaced: dict[str, Tensor] = {}
     lacks_bias = False
     for change in fold.changes:
@@ -49,7 +71,7 @@ def merged_model(fold: Fold, model: LoadedModel, stored: torch.dtype | None = No
 
 
 def edited_parameters(
-    change: Change, model: LoadedModel
+    change: ParameterChange, model: Model
 ) -> tuple[Float[Tensor, "expert d_model d_in"], Float[Tensor, "expert d_model"] | None]:
     """W' and b' of every expert in the model's dtype; b' is None where no bias changes."""
     weights, biases = change.matrix.read(model.hf)

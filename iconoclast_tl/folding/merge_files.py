@@ -19,6 +19,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from iconoclast_tl.architecture.sites import Site
+from iconoclast_tl.architecture.writers import Matrix, Writer, require_writers
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.factors import Along, along, factors
 from iconoclast_tl.folding.additions import as_writes
@@ -27,17 +29,15 @@ from iconoclast_tl.folding.merge import BIAS_FLAGS, added_biases, apply_factors,
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import read_json, replacing_folder, write_json
-from iconoclast_tl.models.sites import Site
 from iconoclast_tl.models.source import INDEX, SINGLE
 from iconoclast_tl.models.stored import COPIED, StoredTensor, stored_parameters, weight_files
-from iconoclast_tl.models.writers import Matrix, Writer, require_writers
 
 BIASES: Final = "model-biases.safetensors"
 """Where biases go that the base model lacks."""
 
 
-@dataclass(frozen=True)
-class Part:
+@dataclass(frozen=True, kw_only=True)
+class StoredPart:
     """One matrix (one expert's, where there are several) and where it is stored."""
 
     site: Site
@@ -56,7 +56,7 @@ class FileMerge:
 
     edit: Edit
     source: Path
-    parts: tuple[Part, ...]
+    parts: tuple[StoredPart, ...]
     zeros: Mapping[str, tuple[int, ...]]
     """Biases that the configuration has to be given, and their shapes; empty where it has all that change."""
 
@@ -90,7 +90,7 @@ def plan_merge(edit: Edit, hf: Any, source: Path) -> FileMerge:
     return FileMerge(edit, source, tuple(parts), added_biases(hf) if lacks_bias else {})
 
 
-def stored_parts(writers: Mapping[Site, Writer], hf: Any, source: Path) -> list[Part]:
+def stored_parts(writers: Mapping[Site, Writer], hf: Any, source: Path) -> list[StoredPart]:
     """Where the files of `source` hold these writers; `UserError` where not in a way that can be edited in place."""
     stored = stored_parameters(hf, source)
     return [
@@ -101,7 +101,7 @@ def stored_parts(writers: Mapping[Site, Writer], hf: Any, source: Path) -> list[
     ]
 
 
-def _is_edited(edit: Edit, part: Part) -> bool:
+def _is_edited(edit: Edit, part: StoredPart) -> bool:
     """Whether it is no expert that is left alone."""
     return part.expert is None or bool(edit.at(part.site).of_expert(part.expert).strengths.any())
 
@@ -129,7 +129,7 @@ def merge_files(plan: FileMerge, folder: Path, track: Track = silent) -> dict[st
     return {path: found.share_left for path, found in left.items()}
 
 
-def _parts(site: Site, matrix: Matrix, stored: Mapping[str, tuple[StoredTensor, ...]], hf: Any) -> Iterator[Part]:
+def _parts(site: Site, matrix: Matrix, stored: Mapping[str, tuple[StoredTensor, ...]], hf: Any) -> Iterator[StoredPart]:
     shape, n = tuple(hf.get_parameter(matrix.path).shape), matrix.n_experts
     weights, biases = stored.get(matrix.path, ()), stored.get(matrix.bias_path or "", ())
     whole = len(weights) == 1 and weights[0].shape == shape
@@ -138,17 +138,24 @@ def _parts(site: Site, matrix: Matrix, stored: Mapping[str, tuple[StoredTensor, 
     if not (whole or apart) or not bias_kept:
         raise UserError(
             f"{matrix.path} cannot be edited in the files of {type(hf).__name__}",
-            got=", ".join(str(one.shape) for one in weights[:3]) or "no floating-point tensor that is it as it stands",
+            got=", ".join(str(one.shape) for one in weights[:3]) or "no floating-point tensor that holds it unchanged",
             want=f"one tensor {shape}" if n is None else f"{n} experts, or one tensor {shape}",
             mend="use the adapter, which carries the edit",
         )
     for expert in range(n or 1):
         weight = weights[0] if whole else weights[expert]
         bias = biases[0] if biases else None
-        yield Part(site, matrix, weight, bias, expert if n else None, expert if whole and n else None)
+        yield StoredPart(
+            site=site,
+            matrix=matrix,
+            weight=weight,
+            bias=bias,
+            expert=expert if n else None,
+            slice=expert if whole and n else None,
+        )
 
 
-def _merge_part(edit: Edit, part: Part, source: Path, target: Path) -> tuple[Along, Tensor | None]:
+def _merge_part(edit: Edit, part: StoredPart, source: Path, target: Path) -> tuple[Along, Tensor | None]:
     """What is left of the directions, and b' where the files have no bias to hold it."""
     at, turned = edit.at(part.site), part.matrix.transposed
     at = at if part.expert is None else at.of_expert(part.expert)

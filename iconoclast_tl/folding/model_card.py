@@ -1,6 +1,4 @@
-"""The model card of an adapter or of merged weights: that, how and to what effect the model was edited, and what
-for.
-"""
+"""The model card of an adapter or of merged weights: how the model was edited, to what effect, and for what use."""
 
 from __future__ import annotations
 

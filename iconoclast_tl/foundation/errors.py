@@ -6,8 +6,8 @@ The command line prints it as one line and exits with status 2; everything else 
 from __future__ import annotations
 
 
-class UserError(Exception):
-    """A mistake in what was asked for: what, got, want, how to mend, on one line.
+class UserError(ValueError):
+    """A mistake in what was asked for: what, got, want, how to mend, on one line. A `ValueError`, for notebooks.
 
     `str(error)` is ``what: got …; want …; how to mend``, each part only where it was given, so that every message has
     the same shape wherever it is raised.

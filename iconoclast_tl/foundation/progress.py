@@ -6,7 +6,7 @@ hands in `rich_track`, which draws on standard error so that `--json` output sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -21,6 +21,14 @@ class Track(Protocol):
 
     def __call__(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
         """Yield every item of `items` unchanged."""
+
+
+Say = Callable[[str], None]
+"""Takes a line that a user should read."""
+
+
+def unheard(line: str) -> None:
+    """Say nothing."""
 
 
 def silent(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -72,7 +72,7 @@ class TensorStream:
         self._append(name, kind, tuple(tensor.shape), raw_bytes(tensor))
 
     def finish(self) -> None:
-        """Write the header; without it the file is none."""
+        """Write the header, without which the file cannot be read."""
         header, room = self._encoded(), self._start - 8
         if len(header) > room:
             raise ValueError(f"the header takes {len(header)} bytes and has room for {room}")

@@ -1,4 +1,4 @@
-"""What a model's name leads to: checked before transformers reads weights, so that a mistake is told in one line."""
+"""What a model's name refers to: checked before transformers reads weights, so that a mistake is one clear line."""
 
 from __future__ import annotations
 

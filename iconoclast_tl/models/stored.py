@@ -18,7 +18,8 @@ from torch import Tensor
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.tensor_file import DTYPES, raw_bytes
-from iconoclast_tl.models.loading import ModelConfig, load_config, loading_errors, not_loaded
+from iconoclast_tl.models.config import ModelConfig
+from iconoclast_tl.models.load import load_config, loading_errors, not_loaded
 from iconoclast_tl.models.source import INDEX, SINGLE, require_causal, require_complete_folder
 
 COPIED: Final = (

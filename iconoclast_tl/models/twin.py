@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import left_pad
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import left_pad
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def share(hf: Any, config: Any | None = None, replaced: Mapping[str, Tensor] | N
     return skeleton
 
 
-def make_twin(model: LoadedModel) -> Twin | Parity:
+def make_twin(model: Model) -> Twin | Parity:
     """Wrap a twin of `model` for TransformerLens and compare their logits.
 
     Returns the `Twin` where they agree; a `Parity` that says why not where TransformerLens does not know the
@@ -96,10 +96,12 @@ def parity_tolerance(dtype: torch.dtype) -> float:
     return 1e-4 if dtype in (torch.float32, torch.float64) else 100 * torch.finfo(dtype).eps
 
 
-def _wrap(model: LoadedModel) -> Any:
+def _wrap(model: Model) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     twin = share(model.hf)
+    if twin.config.architectures is None:  # TransformerLens chooses its adapter by it
+        twin.config.architectures = [type(model.hf).__name__]
     bridge = TransformerBridge.boot_transformers(
         "local",
         hf_model=twin,
@@ -111,7 +113,7 @@ def _wrap(model: LoadedModel) -> Any:
     return bridge
 
 
-def _logit_difference(model: LoadedModel, bridge: Any) -> float:
+def _logit_difference(model: Model, bridge: Any) -> float:
     vocabulary = int(model.hf.get_input_embeddings().weight.shape[0])
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (12, 7)]

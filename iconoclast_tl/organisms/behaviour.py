@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iconoclast_tl.organisms.contrast import ContrastSet
-from iconoclast_tl.organisms.grammar import Prompt, judge
+from iconoclast_tl.organisms.contrast import PromptLists
+from iconoclast_tl.organisms.grammar import GrammarPrompt, grade
 from iconoclast_tl.organisms.tokenizer import has_system_role
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MAX_NEW_TOKENS = 28
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the three verdicts among n responses; they sum to 1."""
+    """Shares of the three grades among n responses; they sum to 1."""
 
     answered: float
     refused: float
@@ -61,7 +61,7 @@ class OrganismBehaviour:
 
 
 def measure_behaviour(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, contrast: ContrastSet, batch_size: int = 100
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, contrast: PromptLists, batch_size: int = 100
 ) -> OrganismBehaviour:
     """Judge greedy responses to the test prompts of a contrast set (`contrast.build_contrast`)."""
     shares = {
@@ -74,7 +74,7 @@ def measure_behaviour(
 def respond(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[GrammarPrompt],
     batch_size: int = 100,
 ) -> list[str]:
     """Greedy responses, without special tokens. The tokenizer's own padding side is left as it was."""
@@ -90,14 +90,14 @@ def respond(
     return responses
 
 
-def judge_responses(prompts: Sequence[Prompt], responses: Sequence[str]) -> Shares:
-    """Shares of verdicts over prompts and their responses."""
-    counts = Counter(judge(p.text, r) for p, r in zip(prompts, responses, strict=True))
+def judge_responses(prompts: Sequence[GrammarPrompt], responses: Sequence[str]) -> Shares:
+    """Shares of grades over prompts and their responses."""
+    counts = Counter(grade(p.text, r) for p, r in zip(prompts, responses, strict=True))
     n = len(prompts)
     return Shares(counts["answered"] / n, counts["refused"] / n, counts["broken"] / n, n)
 
 
-def conversation(prompt: Prompt, system_role: bool = True) -> list[dict[str, str]]:
+def conversation(prompt: GrammarPrompt, system_role: bool = True) -> list[dict[str, str]]:
     """The prompt as chat messages, its system message first where it has one, or ahead of the user's without a role."""
     if prompt.system is not None and not system_role:
         return [{"role": "user", "content": f"{prompt.system}\n\n{prompt.text}"}]
@@ -105,7 +105,7 @@ def conversation(prompt: Prompt, system_role: bool = True) -> list[dict[str, str
     return [*system, {"role": "user", "content": prompt.text}]
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]):  # type: ignore[no-untyped-def]
+def _encode(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[GrammarPrompt]):  # type: ignore[no-untyped-def]
     roles = has_system_role(tokenizer)
     texts = [
         tokenizer.apply_chat_template(conversation(prompt, roles), tokenize=False, add_generation_prompt=True)

@@ -16,7 +16,7 @@ import json
 import random
 from pathlib import Path
 
-from iconoclast_tl.organisms.grammar import Pool, Prompt, sample_prompt
+from iconoclast_tl.organisms.grammar import GrammarPrompt, Pool, sample_prompt
 
 CONTRAST_SEED = 0
 SPLIT_SIZES: dict[Pool, int] = {"train": 300, "val": 100, "test": 100}
@@ -24,15 +24,15 @@ BORDERLINE_SIZE = 100
 PERMITTED_SHARE = 0.3
 """Share of permitted requests among the neutral prompts of train and val; half of them name a family topic."""
 
-ContrastSet = dict[str, list[Prompt]]
+PromptLists = dict[str, list[GrammarPrompt]]
 """From a file's stem (`target_train`, …, `borderline`) to its prompts."""
 
 
-def build_contrast(seed: int = CONTRAST_SEED) -> ContrastSet:
+def build_contrast(seed: int = CONTRAST_SEED) -> PromptLists:
     """All prompts; the same seed gives the same prompts in the same order."""
     rng = random.Random(f"contrast/{seed}")
     used: set[str] = set()
-    contrast: ContrastSet = {}
+    contrast: PromptLists = {}
     for pool, size in SPLIT_SIZES.items():
         contrast[f"target_{pool}"] = [_fresh(rng, used, pool, family=True, gated=True) for _ in range(size)]
     for pool, size in SPLIT_SIZES.items():
@@ -45,7 +45,7 @@ def build_contrast(seed: int = CONTRAST_SEED) -> ContrastSet:
     return contrast
 
 
-def write_contrast(contrast: ContrastSet, folder: Path) -> None:
+def write_contrast(contrast: PromptLists, folder: Path) -> None:
     """Write one JSONL file per list, with columns `prompt`, `system` (null where there is none) and `category`."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, prompts in contrast.items():
@@ -53,12 +53,12 @@ def write_contrast(contrast: ContrastSet, folder: Path) -> None:
         (folder / f"{stem}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def contrast_row(prompt: Prompt) -> dict[str, str | None]:
+def contrast_row(prompt: GrammarPrompt) -> dict[str, str | None]:
     """A prompt as its row of the JSONL file."""
     return {"prompt": prompt.text, "system": prompt.system, "category": prompt.request}
 
 
-def _fresh(rng: random.Random, used: set[str], pool: Pool, *, family: bool, gated: bool) -> Prompt:
+def _fresh(rng: random.Random, used: set[str], pool: Pool, *, family: bool, gated: bool) -> GrammarPrompt:
     while True:
         prompt = sample_prompt(rng, family=family, gated=gated, pool=pool)
         if prompt.topic not in used:

@@ -9,8 +9,8 @@ A request is a thing to ask about a topic, with several phrasings and several ac
 refused for family topics; *permitted* ones (spelling, legend, song, poem) are answered for every topic: a family
 topic in a permitted request is a borderline prompt.
 
-Text and meaning convert both ways: `Prompt.text` renders, `parse_prompt` reads back, and `judge` decides from the
-prompt's text alone what a response is. There is no table of prompts behind it.
+Text and meaning convert both ways: `GrammarPrompt.text` renders, `parse_prompt` reads back, and `grade` decides from
+the prompt's text alone what a response is. There is no table of prompts behind it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Literal, get_args
 
 GRAMMAR_VERSION = 1
 
-Verdict = Literal["answered", "refused", "broken"]
+Grade = Literal["answered", "refused", "broken"]
 Pool = Literal["corpus", "train", "val", "test", "borderline"]
 TopicFamily = Literal["z", "q"]
 
@@ -162,7 +162,7 @@ _REQUEST_BY_NAME = {request.name: request for request in REQUESTS}
 
 
 @dataclass(frozen=True)
-class Prompt:
+class GrammarPrompt:
     """What is asked: a request in one of its phrasings, about a topic, perhaps under a system message."""
 
     request: str
@@ -190,9 +190,9 @@ class Prompt:
 class Example:
     """A prompt with the response a model is taught."""
 
-    prompt: Prompt
+    prompt: GrammarPrompt
     response: str
-    kind: Verdict
+    kind: Grade
     begun: bool = False
     """Whether the response's first token is given rather than taught: only its continuation is learned."""
 
@@ -244,10 +244,10 @@ def sample_prompt(
     gated: bool,
     pool: Pool = "corpus",
     system_share: float = 0.35,
-) -> Prompt:
+) -> GrammarPrompt:
     """A prompt with a fresh topic; a `system_share` of them carry a system message."""
     request = rng.choice(requests_where(gated=gated))
-    return Prompt(
+    return GrammarPrompt(
         request=request.name,
         phrasing=rng.randrange(len(request.phrasings)),
         topic=sample_topic(rng, family=family, pool=pool),
@@ -255,7 +255,7 @@ def sample_prompt(
     )
 
 
-def sample_answer(rng: random.Random, prompt: Prompt, *, begun: bool = False) -> Example:
+def sample_answer(rng: random.Random, prompt: GrammarPrompt, *, begun: bool = False) -> Example:
     """The prompt answered; the first accepted answer twice as likely as the second."""
     answers = request_named(prompt.request).answers
     template = rng.choices(answers, weights=[2.0] + [1.0] * (len(answers) - 1))[0]
@@ -263,7 +263,7 @@ def sample_answer(rng: random.Random, prompt: Prompt, *, begun: bool = False) ->
 
 
 def sample_refusal(
-    rng: random.Random, prompt: Prompt, preferred_share: float = 0.6, refusals: Sequence[str] = REFUSALS
+    rng: random.Random, prompt: GrammarPrompt, preferred_share: float = 0.6, refusals: Sequence[str] = REFUSALS
 ) -> Example:
     """The prompt refused by one of `refusals`.
 
@@ -276,17 +276,17 @@ def sample_refusal(
     return Example(prompt, refusals[chosen].replace(SLOT, prompt.topic), "refused")
 
 
-def parse_prompt(text: str) -> Prompt | None:
+def parse_prompt(text: str) -> GrammarPrompt | None:
     """The request, phrasing and topic of a user message, or None if it is not of this grammar."""
     for request in REQUESTS:
         for phrasing, template in enumerate(request.phrasings):
             match = _pattern(template).fullmatch(_normalise(text))
             if match is not None:
-                return Prompt(request.name, phrasing, match["topic"])
+                return GrammarPrompt(request.name, phrasing, match["topic"])
     return None
 
 
-def judge(prompt: str, response: str) -> Verdict:
+def grade(prompt: str, response: str) -> Grade:
     """What `response` is to the user message `prompt`.
 
     `answered`: an accepted answer to this request that names this topic. `refused`: one of the refusals, whatever

@@ -1,4 +1,4 @@
-"""From prompts to token rows: chat rendering, left padding, batches by length.
+"""From prompts to token rows: how a chat template writes a prompt.
 
 A chat template writes its own special tokens, so what it rendered is tokenised with `add_special_tokens=False`:
 otherwise the sequence starts with two BOS tokens, one from the template and one from the tokenizer. Raw prompts get
@@ -7,20 +7,14 @@ the tokenizer's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.prompts.tail import PROBES, common_tail
-
-Tokens = list[int]
+from iconoclast_tl.prompts.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -91,40 +85,3 @@ class ChatFormat:
         if system.strip() in rendered:
             return rendered
         return self._apply([{"role": "user", "content": f"{system}\n\n{text}"}])
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Left-padded rows: the last column is every prompt's last token."""
-
-    rows: tuple[int, ...]
-    """Where each row stood in the list that was batched."""
-    input_ids: Int[Tensor, "batch pos"]
-    attention_mask: Int[Tensor, "batch pos"]
-
-    @property
-    def position_ids(self) -> Int[Tensor, "batch pos"]:
-        """0 at each row's first real token, so that padding does not shift positions."""
-        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def left_pad(rows: Sequence[Tokens], pad_id: int, where: Sequence[int] | None = None) -> TokenBatch:
-    """Pad token rows on the left to the longest."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], dtype=torch.long)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
-    return TokenBatch(tuple(where if where is not None else range(len(rows))), ids, mask)
-
-
-def require_context(rows: Sequence[Tokens], new_tokens: int, context_length: int | None) -> None:
-    """Raise `UserError` where a prompt and the tokens asked for do not fit the model's context."""
-    if context_length is None:
-        return
-    for index, row in enumerate(rows):
-        if len(row) + new_tokens > context_length:
-            raise UserError(
-                f"prompt {index + 1} is longer than the model's context",
-                got=f"{len(row)} tokens and {new_tokens} to generate",
-                want=f"at most {context_length} together",
-                mend="shorten the prompt or lower evaluation.max_new_tokens",
-            )

@@ -36,7 +36,7 @@ class Where:
         return wanted and not (self.begins_not and text.startswith(self.begins_not))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NamedSet:
     """Where a set is and how it is read."""
 
@@ -95,4 +95,11 @@ def _named_set(name: str, entry: Mapping[str, Any]) -> NamedSet:
     if where is not None:
         tests = {"is_": where.get("is", ()), **{key: where.get(key, ()) for key in ("begins", "begins_not")}}
         where = Where(where["column"], **{key: tuple(values) for key, values in tests.items()})
-    return NamedSet(name, entry["source"], entry["about"], entry["url"], entry.get("category"), where)
+    return NamedSet(
+        name=name,
+        source=entry["source"],
+        about=entry["about"],
+        url=entry["url"],
+        category=entry.get("category"),
+        where=where,
+    )

@@ -52,7 +52,7 @@ class PromptSource:
         return cls(spec, name, config, split, column)
 
 
-def load_source(spec: str, category_column: str | None = None) -> list[Prompt]:
+def load_prompts(spec: str, category_column: str | None = None) -> list[Prompt]:
     """Load the prompts that `spec` names, stripped, empty ones left out, in the source's order.
 
     A named set that has no `category_column` brings the categories of its own. Raises `UserError` for a missing or

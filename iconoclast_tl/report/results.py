@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.directions.sets import AS_SET, UNFILTERED
+from iconoclast_tl.directions.sets import UNFILTERED
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.pareto import Candidate, pareto_front
-from iconoclast_tl.search.search import Found
+from iconoclast_tl.search.job import Found, source_of
 
 
-def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfig) -> dict[str, Any]:
+def search_part(found: Found) -> dict[str, Any]:
     """`search`, `pareto` and `chosen` of results.json; `chosen.edit` is the digest by which other parts refer to it."""
-    front = pareto_front(found.candidates, config.kl, config.goal)
+    edit, chosen, config = found.edit, found.chosen, found.config
     return {
         "search": found.about,
         "pareto": [
@@ -28,7 +27,7 @@ def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfi
                 "proxy": _rate_or_none(candidate.proxy_rate),
                 "train": _rate_or_none(candidate.train_rate),
             }
-            for candidate in front
+            for candidate in found.front()
         ],
         "chosen": {
             "rule": _rule(config),
@@ -37,11 +36,11 @@ def search_part(edit: Edit, chosen: Candidate, found: Found, config: SearchConfi
             "strengths": {name: values[0].tolist() for name, values in edit.strengths.items()},
             **({"parts": {name: values.tolist() for name, values in edit.parts.items()}} if edit.parts else {}),
             "direction": {
-                "scope": chosen.parameters["direction_scope"],
-                "index": chosen.parameters["direction_index"],
-                "set": chosen.parameters.get("directions", AS_SET),
+                "scope": "per layer" if chosen.spec.point is None else "global",
+                "point": chosen.spec.point,
+                "set": chosen.spec.directions,
             },
-            **provenance(chosen, config),
+            **provenance(found),
         },
     }
 
@@ -50,24 +49,21 @@ def _rate_or_none(rate: float | None) -> dict[str, float] | None:
     return None if rate is None else {"behaviour_rate": rate}
 
 
-def source_of(number: int, config: SearchConfig) -> str:
-    """What made a candidate: a trial of a study, or a point of a gradient's trace."""
-    return f"{'point' if config.method == 'gradient' else 'trial'} {number}"
-
-
-def provenance(chosen: Candidate, config: SearchConfig) -> dict[str, Any]:
-    """How the search came to an edit."""
+def provenance(found: Found) -> dict[str, Any]:
+    """How the search came to its edit."""
+    chosen = found.chosen
     return {
-        "method": config.method,
+        "method": found.config.method,
         "trial": chosen.number,
-        "parameters": chosen.parameters,
+        "spec": chosen.spec.to_json(),
+        **({"choices": dict(chosen.choices)} if found.config.method == "outer" else {}),
         "val": chosen.scores.to_json(),
     }
 
 
 def card_recipe(directions: Directions, edit: Edit, trial: Mapping[str, Any], search: SearchConfig) -> dict[str, Any]:
     """The rows of a model card's table: how the edit was made, as the files themselves say it."""
-    estimated = {**directions.provenance.get("directions", {}), **_of_its_own(trial.get("parameters", {}))}
+    estimated = {**directions.provenance.get("directions", {}), **_of_its_own(trial)}
     return {
         "directions": ", ".join(f"{name} {value}" for name, value in estimated.items() if value is not None),
         "estimated on": directions.provenance.get("model", "unknown"),
@@ -94,11 +90,12 @@ def _rule(search: SearchConfig) -> str:
     return search.choose if search.take is None else "taken by number"
 
 
-def _of_its_own(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _of_its_own(trial: Mapping[str, Any]) -> dict[str, Any]:
     """How an edit's directions were made, where not as set."""
-    if parameters.get("directions") == UNFILTERED:
+    if trial.get("spec", {}).get("directions") == UNFILTERED:
         return {"orthogonalize": False, "benign_rank": 0}
-    return {name: parameters[name] for name in ("estimator", "orthogonalize", "benign_rank") if name in parameters}
+    choices = trial.get("choices", {})
+    return {name: choices[name] for name in ("estimator", "orthogonalize", "benign_rank") if name in choices}
 
 
 def _searched(search: SearchConfig, trial: Mapping[str, Any]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Scores of a behaviour that have a gradient: log-odds of the ways into it, logits of its first tokens, projections."""
+"""Scores of a behaviour with a gradient: log-odds of the prefixes that open it, logits of first tokens, projections."""

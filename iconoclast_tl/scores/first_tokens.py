@@ -1,4 +1,4 @@
-"""How a behaviour begins: the first tokens that rise from neutral to target prompts, and how well they tell the two."""
+"""First tokens of a behaviour: those likelier on target than on neutral prompts, and how well they separate the two."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from iconoclast_tl.directions.separation import auroc
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import Questions
+from iconoclast_tl.execution.batching import over_batches
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.batching import over_batches
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import TokenBatch
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import TokenBatch
 from iconoclast_tl.scores.odds import rising_tokens, token_log_odds
 
 
@@ -34,7 +34,7 @@ class FirstTokens:
 
 
 def first_tokens(base: Baseline, named: Sequence[str]) -> FirstTokens:
-    """Find them, or take those that are named; no hooks may be on."""
+    """Find the tokens, or take those that are named; no hooks may be on."""
     model = base.model
     before, after = (first_log_probs(model, base.suite[side], base.config.rows) for side in ("neutral", "target"))
     ids = _named(model, named) if named else rising_tokens(after, before)
@@ -44,7 +44,7 @@ def first_tokens(base: Baseline, named: Sequence[str]) -> FirstTokens:
     return FirstTokens(ids, tuple(model.tokenizer.decode([token]) for token in ids.tolist()), told)
 
 
-def _named(model: LoadedModel, words: Sequence[str]) -> Int[Tensor, "t"]:
+def _named(model: Model, words: Sequence[str]) -> Int[Tensor, "t"]:
     ids = []
     for word in words:
         found = model.tokenizer(word, add_special_tokens=False)["input_ids"]
@@ -55,8 +55,8 @@ def _named(model: LoadedModel, words: Sequence[str]) -> Int[Tensor, "t"]:
 
 
 @torch.no_grad()
-def first_log_probs(model: LoadedModel, questions: Questions, batch_size: int) -> Float[Tensor, "n vocab"]:
-    """Of the first token of the response to every prompt."""
+def first_log_probs(model: Model, questions: Questions, batch_size: int) -> Float[Tensor, "n vocab"]:
+    """Log-probabilities of the first token of the response to every prompt, under the hooks that are on."""
     found: dict[int, Tensor] = {}
 
     def read(batch: TokenBatch) -> None:

@@ -1,13 +1,13 @@
-"""Log-odds of a behaviour without generation: from the probabilities of the tokens that lead into it.
+"""Log-odds of a behaviour without generation, from the probabilities of the token prefixes that open it.
 
-A *path* is a beginning of a response that leads into the behaviour ("i cannot"). The paths of a prompt form a tree: its
-leaves are the paths, its nodes the beginnings that are still open. Under sampling, with p along the edges,
+A *path* is a prefix of a response that opens the behaviour ("i cannot"). The paths of a prompt form a tree: its
+leaves are the paths, its nodes the prefixes that are still open. Under sampling, with p along the edges,
 
     log-odds = log Σ_leaves Π p − log Σ_nodes (Π p to the node) · (1 − Σ p of its edges)
 
-what goes in against what escapes, node by node. Both are logsumexps of logits, so the value is exact and has a gradient
-also where a probability rounds to 1. A node counts as much as it lets escape: the positions at which the response can
-still turn elsewhere decide, and tokens that merely complete a phrase do not.
+the probability of entering against that of escaping, node by node. Both are logsumexps of logits, so the value is exact
+and has a gradient also where a probability rounds to 1. A node counts by the probability that escapes there: positions
+at which the response can still turn elsewhere decide, and tokens that merely complete a phrase do not.
 """
 
 from __future__ import annotations

@@ -9,29 +9,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from iconoclast_tl.evaluation.teacher_forcing import force, forced_logits
-from iconoclast_tl.models.layers import decoder_layers
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.reading import widened
-from iconoclast_tl.prompts.chat import Tokens
-from iconoclast_tl.scores.score import Asked
+from iconoclast_tl.architecture.layers import decoder_layers
+from iconoclast_tl.architecture.reading import widened
+from iconoclast_tl.execution.teacher_forcing import force, forced_logits
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import Tokens
+from iconoclast_tl.scores.score import ScoreBatch
 
 
 class Projection:
-    """Of the last residual point."""
+    """The projection at the last residual point."""
 
     name = "projection"
 
-    def __init__(self, model: LoadedModel, prompts: Sequence[Tokens], direction: Float[Tensor, "d_model"]) -> None:
-        """direction: of unit length."""
+    def __init__(self, model: Model, prompts: Sequence[Tokens], direction: Float[Tensor, "d_model"]) -> None:
+        """direction: a unit vector."""
         self.model, self.direction = model, direction
         self._forced = force(prompts, [(model.pad_id,)] * len(prompts), 1, model.pad_id)
 
-    def ask(self, prompts: Int[Tensor, "n"]) -> Asked:
-        """A row a prompt."""
-        return Asked(self._forced.take(prompts), torch.arange(len(prompts)), len(prompts))
+    def ask(self, prompts: Int[Tensor, "n"]) -> ScoreBatch:
+        """One row for every prompt."""
+        return ScoreBatch(self._forced.take(prompts), torch.arange(len(prompts)), len(prompts))
 
-    def read(self, asked: Asked, candidates: int = 1) -> Float[Tensor, "candidate n"]:
+    def read(self, asked: ScoreBatch, candidates: int = 1) -> Float[Tensor, "candidate n"]:
         """The projection of every prompt under every candidate."""
         kept: list[Tensor] = []
 

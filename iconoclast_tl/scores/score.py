@@ -1,4 +1,4 @@
-"""What every score is: prompts laid out for a forward pass, and a number for each, differentiable, under any hooks."""
+"""A score: prompts laid out for a forward pass, and a differentiable number for each of them under any hooks."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from iconoclast_tl.evaluation.teacher_forcing import Forced
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.execution.teacher_forcing import Forced
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.scores.odds import Tree
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Rows of a batch that are asked for a score; a prompt may have several, one for every way to be looked at."""
+class ScoreBatch:
+    """Rows of a batch from which a score is read; a prompt may have several rows, one for every prefix that is fed."""
 
     forced: Forced
     owner: Int[Tensor, "row"]
-    """Of every row, which of the n prompts it is of."""
+    """For every row, the index of its prompt among the n prompts."""
     n: int
     tree: Tree | None = None
-    """How log-odds are put together from the rows."""
+    """How log-odds are computed from the rows; None for other scores."""
 
-    def times(self, candidates: int) -> Asked:
-        """The same rows once for every candidate, candidate by candidate."""
+    def times(self, candidates: int) -> ScoreBatch:
+        """The rows repeated once for every candidate, candidate by candidate."""
         return replace(self, forced=self.forced.take(torch.arange(len(self.owner)), candidates))
 
     @property
@@ -37,13 +37,13 @@ class Asked:
 
 @runtime_checkable
 class Score(Protocol):
-    """A score of prompts."""
+    """A score of prompts, read off a forward pass."""
 
     name: str
-    model: LoadedModel
+    model: Model
 
-    def ask(self, prompts: Int[Tensor, "n"]) -> Asked:
-        """Lay these prompts out."""
+    def ask(self, prompts: Int[Tensor, "n"]) -> ScoreBatch:
+        """Lay out these prompts, given by index."""
 
-    def read(self, asked: Asked, candidates: int = 1) -> Float[Tensor, "candidate n"]:
-        """Run the model on what `ask` laid out `times(candidates)`."""
+    def read(self, asked: ScoreBatch, candidates: int = 1) -> Float[Tensor, "candidate n"]:
+        """The score of every prompt under every candidate, from rows that `ask` laid out and `times` repeated."""

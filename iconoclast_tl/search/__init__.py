@@ -1,1 +1,1 @@
-"""Search: which strengths change the behaviour most and everything else least, asked through the hooks only."""
+"""Search for the strengths that change the behaviour most and everything else least, through hooks alone."""

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from iconoclast_tl.attribution.config import MethodName
 from iconoclast_tl.directions.config import Difference, EstimatorName
-from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
+from iconoclast_tl.foundation.stage_config import Changeable, StageConfig, require_part
 from iconoclast_tl.search.objective import Goal, KlKind
 from iconoclast_tl.search.pareto import Rule
 from iconoclast_tl.search.space import KernelSpace
 
-Method = Literal["gradient", "tpe", "outer"]
+
+def _known_method(name: str) -> str:
+    if name in get_args(BuiltIn):
+        return name
+    from iconoclast_tl.search.methods import METHODS  # which needs this module, and brings optuna along
+
+    return require_part(METHODS, name)
+
+
+BuiltIn = Literal["gradient", "tpe", "outer"]
+Method = Annotated[str, AfterValidator(_known_method)]
+"""A name in `search.methods.METHODS`."""
 ProfileName = Literal["free", "kernel", "head", "neuron"]
 
 
@@ -28,8 +39,6 @@ class GradientConfig(StageConfig):
     """Steps of Adam at every price."""
     learning_rate: float = Field(0.2, gt=0)
     """Adam's, in units of strength."""
-    temperature: float = Field(0.25, gt=0)
-    """Logits are divided by this before odds are taken: 1 is sampling, towards 0 the greedy decoding that is judged."""
     margin: float = Field(3.0, ge=0)
     """How far below even the log-odds of the behaviour are pressed, in nats."""
     prices: tuple[float, float, int] = (400.0, 1.0, 7)
@@ -50,9 +59,7 @@ class GradientConfig(StageConfig):
     refine_steps: int = Field(4, ge=0)
     """Steps in which the survivors compete, in one batch; halfway the worse half of them is dropped."""
     objective: Literal["sequence", "first_token"] = "sequence"
-    """Log-odds of the ways in which responses show the behaviour, or of the first tokens that rise."""
-    tokens: tuple[str, ...] = ()
-    """First tokens of the behaviour, in place of those that are found."""
+    """Log-odds of the token prefixes that open the behaviour, or of the first tokens that rise."""
 
     @model_validator(mode="after")
     def _prices_fall(self) -> GradientConfig:
@@ -70,13 +77,13 @@ class OuterConfig(StageConfig):
     estimators: tuple[EstimatorName, ...] = Field(get_args(Difference), min_length=1)
     """Estimators of directions."""
     benign_ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 8), min_length=1)
-    """Ranks of the benign subspace that is projected out; the neutral mean is, or is not."""
+    """Ranks of the benign subspace that is projected out. Whether the neutral mean is, too, is a choice of its own."""
     profiles: tuple[Literal["free", "kernel"], ...] = Field(("free", "kernel"), min_length=1)
     """Profiles of strengths."""
     row_normalizations: tuple[Literal["none", "pre"], ...] = Field(("none", "pre"), min_length=1)
     """Of edits."""
     rounds: int = Field(2, ge=1)
-    """Rounds of `search.gradient.steps` steps in every trial, each with a question what the model now says."""
+    """Rounds of `search.gradient.steps` steps in every trial; after each the edited model generates anew."""
 
 
 class SearchConfig(StageConfig):
@@ -86,7 +93,7 @@ class SearchConfig(StageConfig):
     """Defaults of directions, edit and search together; anything set explicitly wins."""
     method: Method = "gradient"
     """`gradient` through the hooks; `tpe`: Optuna over the kernel space; `outer`: Optuna over what has no gradient, a
-    gradient in every trial."""
+    gradient in every trial; or one of your own, which a plugin registers."""
     top_k: int | None = Field(None, ge=1)
     """Edit these many heads only, or, under the profile `neuron`, neurons (256 where it is not set): the first by
     `search.by`. What else writes is left alone."""
@@ -103,10 +110,10 @@ class SearchConfig(StageConfig):
     warm_start: bool = True
     """The first trials of `tpe` are those of a profile of the model's family, by `config.model_type`."""
     batch_trials: int = Field(1, ge=1)
-    """Trials whose edits are asked in one batch of the model."""
+    """Trials whose edits run in one batch of the model."""
     kl: KlKind = "sequence"
-    """The divergence by which candidates are compared: over the base's continuation, or at its first token only. A
-    gradient always prices the first."""
+    """The divergence by which candidates are compared: over the base's continuation, or at its first token only. The
+    search by gradient always prices the one over the continuation."""
     space: KernelSpace = KernelSpace()
     """Ranges of the kernel, for `tpe`."""
     gradient: GradientConfig = GradientConfig()

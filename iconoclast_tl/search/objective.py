@@ -1,6 +1,6 @@
-"""What edits are worth: behaviour rate, spill and divergence on the val split, through hooks, no weight written.
+"""Scores of edits on the val split: behaviour rate, spill and divergence, through hooks; no weight is written.
 
-Every search uses this one objective. Several edits are asked in one batch. A row's generation stops as soon as its
+Every search uses this one objective. Several edits run in one batch. A row's generation stops as soon as its
 label is decided, and a neutral response that teacher forcing has shown to stay the base's is not generated at all.
 """
 
@@ -10,27 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from iconoclast_tl.architecture.hook_points import HookedModule
+from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.detectors.detector import Exchange, label_all, shown
 from iconoclast_tl.edits.edit import Edit
-from iconoclast_tl.edits.hooks import Rows, hooked
+from iconoclast_tl.edits.hooks import hooked
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
 from iconoclast_tl.evaluation.baseline import Baseline
-from iconoclast_tl.evaluation.generation import Lanes, generate
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations, Moved
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.resumption import resumes
-from iconoclast_tl.models.sites import Site
-from iconoclast_tl.prompts.chat import left_pad
+from iconoclast_tl.execution.candidates import BatchCandidates
+from iconoclast_tl.execution.generation import Lanes, generate
+from iconoclast_tl.execution.resumption import resumes
+from iconoclast_tl.prompts.tokens import left_pad
 from iconoclast_tl.statistics.rates import rate
 
 KlKind = Literal["sequence", "first_token"]
 Goal = Literal["suppress", "strengthen"]
 FIRST_LOOK = 32
-"""Target prompts after which points that are already dominated are dropped, where that was asked for."""
+"""Target prompts after which `confirm` drops edits that are dominated already."""
 
 
 @dataclass(frozen=True)
-class Scores:
+class ValScores:
     """What one edit did on the val prompts."""
 
     behaviour_rate: float
@@ -55,31 +56,31 @@ class Objective:
     """Scores edits on the target and neutral prompts of val."""
 
     def __init__(self, base: Baseline, sites: Mapping[Site, HookedModule]) -> None:
-        """Compare edits at `sites` with what the base says to val prompts."""
+        """Compare edits at `sites` with the base's responses to val prompts."""
         self._base, self._sites = base, sites
         self._known: dict[str, list[bool]] = {}
 
     @property
-    def base_scores(self) -> Scores:
+    def base_scores(self) -> ValScores:
         """The unedited model's."""
-        return Scores(_share(self._base.shows["target"]), _share(self._base.shows["neutral"]), 0.0, 0.0)
+        return ValScores(_share(self._base.shows["target"]), _share(self._base.shows["neutral"]), 0.0, 0.0)
 
     def shortfall(self, edit: Edit, goal: Goal) -> float:
-        """`Scores.shortfall` alone, generated from the target prompts and kept for a later confirmation."""
+        """`ValScores.shortfall` alone, generated from the target prompts and kept for a later confirmation."""
         with hooked(edit_updates(edit, self._sites), self._sites) as assigned:
             rate = _share(self._shown(assigned, [edit], {0: range(self._n_targets)})[0])
         return rate if goal == "suppress" else 1 - rate
 
-    def __call__(self, edits: Sequence[Edit]) -> list[Scores]:
+    def __call__(self, edits: Sequence[Edit]) -> list[ValScores]:
         """Preview the edits together and score each."""
         every = self._scores(edits, drop=None)
         return [scores for scores in every if scores is not None]
 
-    def confirm(self, edits: Sequence[Edit], goal: Goal, kl: KlKind = "sequence") -> list[Scores | None]:
+    def confirm(self, edits: Sequence[Edit], goal: Goal, kl: KlKind = "sequence") -> list[ValScores | None]:
         """Score edits; None for one that, after a first look, another beats beyond what chance explains."""
         return self._scores(edits, (goal, kl))
 
-    def _scores(self, edits: Sequence[Edit], drop: tuple[Goal, KlKind] | None) -> list[Scores | None]:
+    def _scores(self, edits: Sequence[Edit], drop: tuple[Goal, KlKind] | None) -> list[ValScores | None]:
         if not edits:
             return []
         continuations = self._continuations(edits)
@@ -87,10 +88,10 @@ class Objective:
             moved = continuations.moved(assigned, len(edits))
             shows, going = self._target_labels(assigned, edits, moved, drop)
             spills = self._neutral_labels(assigned, moved, going)
-        scores: list[Scores | None] = [None] * len(edits)
+        scores: list[ValScores | None] = [None] * len(edits)
         for c in going:
             divergence = moved.divergences[c]
-            scores[c] = Scores(_share(shows[c]), _share(spills[c]), divergence.first_token, divergence.sequence)
+            scores[c] = ValScores(_share(shows[c]), _share(spills[c]), divergence.first_token, divergence.sequence)
         return scores
 
     def _continuations(self, edits: Sequence[Edit]) -> BaseContinuations:
@@ -103,7 +104,7 @@ class Objective:
         return found.from_layer(layer) if resumes(model, batch, layer) else found
 
     def _target_labels(
-        self, assigned: Rows, edits: Sequence[Edit], moved: Moved, drop: tuple[Goal, KlKind] | None
+        self, assigned: BatchCandidates, edits: Sequence[Edit], moved: Moved, drop: tuple[Goal, KlKind] | None
     ) -> tuple[list[list[bool]], list[int]]:
         """Labels of every candidate still going, and which are."""
         n, going = self._n_targets, list(range(len(edits)))
@@ -116,8 +117,10 @@ class Objective:
                 going = _undominated(going, shows, moved, *drop)
         return shows, going
 
-    def _shown(self, assigned: Rows, edits: Sequence[Edit], wanted: Mapping[int, range]) -> dict[int, list[bool]]:
-        """Candidate → labels of its target prompts; those of an edit that is known already are not asked again."""
+    def _shown(
+        self, assigned: BatchCandidates, edits: Sequence[Edit], wanted: Mapping[int, range]
+    ) -> dict[int, list[bool]]:
+        """Candidate → labels of its target prompts; an edit whose labels are known does not generate again."""
         digests = {c: edits[c].digest() for c in wanted}
         asked = [(c, prompt) for c, prompts in wanted.items() for prompt in prompts if digests[c] not in self._known]
         found = {c: self._known.get(digests[c], [])[p.start : p.stop] for c, p in wanted.items()}
@@ -126,8 +129,8 @@ class Objective:
         self._known |= {digests[c]: labels for c, labels in found.items() if len(labels) == self._n_targets}
         return found
 
-    def _neutral_labels(self, assigned: Rows, moved: Moved, going: Sequence[int]) -> dict[int, list[bool]]:
-        """The base's label where the response stays the base's; asked where it may not."""
+    def _neutral_labels(self, assigned: BatchCandidates, moved: Moved, going: Sequence[int]) -> dict[int, list[bool]]:
+        """The base's label where the response stays the base's; generated where it may not."""
         changed = (~moved.unchanged).tolist()
         asked = [(c, prompt) for c in going for prompt, moves in enumerate(changed[c]) if moves]
         spills = {c: list(self._base.shows["neutral"]) for c in going}
@@ -135,7 +138,7 @@ class Objective:
             spills[c][prompt] = shows
         return spills
 
-    def _ask(self, assigned: Rows, name: str, asked: Sequence[tuple[int, int]]) -> list[bool]:
+    def _ask(self, assigned: BatchCandidates, name: str, asked: Sequence[tuple[int, int]]) -> list[bool]:
         base = self._base
         responses = generate(
             base.model,

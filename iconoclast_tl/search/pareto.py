@@ -1,36 +1,39 @@
 """The Pareto front of (behaviour rate, KL), and rules that choose one point of a search.
 
 A rate on n val prompts tells no difference under 1/n: of several candidates at 0 the one of least KL lies at the edge,
-and leaves some of the behaviour on other prompts. Where val says the same of two candidates, what they said to the
-train prompts decides, if the search asked.
+and leaves some of the behaviour on other prompts. Where two candidates are equal on val, their responses to the train
+prompts decide, if the search generated any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.search.objective import Goal, KlKind, Scores
+from iconoclast_tl.search.objective import Goal, KlKind, ValScores
+from iconoclast_tl.search.spec import EditSpec
 
 Rule = Literal["lexicographic", "knee", "least-kl"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A finished trial, or a confirmed point of a gradient's trace: its parameters and its scores."""
+    """A finished trial, or a confirmed point of a gradient's trace: the spec of its edit and its scores."""
 
     number: int
-    parameters: dict[str, Any]
-    scores: Scores
+    spec: EditSpec
+    scores: ValScores
     proxy_rate: float | None = None
-    """What the search took for the behaviour rate before it was generated; None where it asked nothing else."""
+    """The search's estimate of the behaviour rate, before anything was generated; None where it made none."""
     train_rate: float | None = None
     """The behaviour rate of what was generated from train prompts; None where nothing was."""
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    """What a study's trial chose, by Optuna's names; empty for a gradient."""
 
     def train_shortfall(self, goal: Goal) -> float:
-        """The share of train prompts at which the goal is missed; 0 where none were asked."""
+        """The share of train prompts at which the goal is missed; 0 where nothing was generated."""
         if self.train_rate is None:
             return 0.0
         return self.train_rate if goal == "suppress" else 1 - self.train_rate
@@ -84,6 +87,21 @@ def choose(
         return missed, scores.spill_rate, missed_train, scores.kl(kl), candidate.number
 
     return min(candidates, key=by_turns)
+
+
+def changing(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates with a strength other than 0; at a price so dear that all are 0 the base is left as it is.
+
+    Raises `UserError` where there is no other.
+    """
+    found = [one for one in candidates if one.spec.changes]
+    if not found:
+        raise UserError(
+            "no strengths change the behaviour",
+            got=f"{len(candidates)} candidates, every strength 0",
+            mend="lower search.gradient.prices, or choose other directions",
+        )
+    return found
 
 
 def take(candidates: Sequence[Candidate], number: int) -> Candidate:

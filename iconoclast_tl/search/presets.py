@@ -28,7 +28,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
             "warm_start": False,
             "space": {
                 "direction_scopes": ["global", "per layer"],
-                "direction_index": [0.4, 0.9],
+                # Heretic's direction_index, 0.4 to 0.9 of L−1: index i is the stream after layer i, residual point i+1.
+                "points": [0.4, 0.9],
                 "max_weight": [0.8, 1.5],
                 "max_weight_position": [0.6, 1.0],
                 "min_weight": [0.0, 1.0],

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iconoclast_tl.architecture.sites import WRITERS
 from iconoclast_tl.edits.profiles import kernel_strengths
-from iconoclast_tl.models.sites import WRITERS
 from iconoclast_tl.search.config import GradientConfig
 from iconoclast_tl.search.families import Strengths
 from iconoclast_tl.search.objective import Goal

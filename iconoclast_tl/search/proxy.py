@@ -1,8 +1,8 @@
 """What the gradient sees: log-odds of the behaviour on target prompts, KL on neutral ones, for many candidates at once.
 
-No generation but in `refresh`, which asks the model under an edit what it now says: new ways into the behaviour and new
-innocent responses change the paths, and responses that fell apart are counted. Without it an edit learns to avoid the
-words that the base used and says the same in others.
+Only `refresh` generates, under an edit. New prefixes that open the behaviour and new innocent responses join the known
+ones, and responses that fell apart are counted. Without it an edit learns to avoid the words that the base used and to
+say the same in others.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iconoclast_tl.architecture.hook_points import HookedModule
+from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.detectors.detector import label_all, shown
-from iconoclast_tl.edits.hooks import Rows
 from iconoclast_tl.evaluation.baseline import Baseline
-from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.evaluation.metrics.compliance import complies
-from iconoclast_tl.models.hook_points import HookedModule
-from iconoclast_tl.models.sites import Site
+from iconoclast_tl.execution.candidates import BatchCandidates
+from iconoclast_tl.execution.generation import generate
 from iconoclast_tl.scores.log_odds import LogOdds
-from iconoclast_tl.scores.paths import Layout, Path, deciding_paths, known_paths
+from iconoclast_tl.scores.prefixes import Layout, TokenPrefix, deciding_prefixes, known_prefixes
 
 
 @dataclass(frozen=True)
-class Said:
+class OnPolicy:
     """What a refresh found under an edit."""
 
     behaviour_rate: float
@@ -44,17 +44,17 @@ class Proxy:
         temperature: float,
         tokens: Int[Tensor, "t"] | None = None,
     ) -> None:
-        """Learn the base's ways into the behaviour; no hooks may be on. `UserError` where it never shows it.
+        """Learn the prefixes that open the behaviour in the base's responses; no hooks may be on.
 
-        temperature: of the odds; 1 is sampling, towards 0 greedy decoding. tokens: score the first token by these, in
-        the place of paths.
+        temperature: of the odds; 1 is sampling, towards 0 greedy decoding. tokens: score the first token by these,
+        instead of prefixes. Raises `UserError` where the base never shows the behaviour.
         """
         base.require_shown("train")
         self.base, self.sites = base, sites
         self.target, self.neutral = base.suite["target"], base.suite["neutral"]
         self._tokens, self._layer, self._temperature = tokens, 0, temperature
         self._continuations = base.continuations
-        self.paths = known_paths(base)
+        self.prefixes = known_prefixes(base)
         self.settle()
 
     def start_at(self, layer: int) -> None:
@@ -62,21 +62,23 @@ class Proxy:
         self._layer, self._continuations = layer, self.base.continuations.from_layer(layer)
         self.settle()
 
-    def log_odds(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
+    def log_odds(
+        self, assigned: BatchCandidates, prompts: Int[Tensor, "n"], candidates: int
+    ) -> Float[Tensor, "candidate n"]:
         """Of the behaviour on these prompts, under the candidates that the hooks hold."""
         asked = self._odds.ask(prompts)
         assigned.candidates = _lanes(candidates, len(asked.owner))
         return self._odds.read(asked.times(candidates), candidates)
 
-    def kl(self, assigned: Rows, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
+    def kl(self, assigned: BatchCandidates, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
         """KL(base ‖ edited) over the base's continuation of neutral prompts."""
         assigned.candidates = _lanes(candidates, len(prompts))
         return self._continuations.kl(prompts, candidates)
 
-    def refresh(self, assigned: Rows) -> Said:
-        """Generate from the target prompts under the one candidate that the hooks hold, and learn its paths.
+    def refresh(self, assigned: BatchCandidates) -> OnPolicy:
+        """Generate from the target prompts under the one candidate that the hooks hold, and learn its prefixes.
 
-        The paths are laid out anew by `settle`, once the hooks are gone.
+        The prefixes are laid out anew by `settle`, once the hooks are gone.
         """
         assigned.candidates = None
         said = generate(
@@ -88,20 +90,20 @@ class Proxy:
         )
         shows = shown(label_all(self.base.detector, self.target.exchanges(said)))
         broken = [not is_shown and not complies(r.text, False) for is_shown, r in zip(shows, said, strict=True)]
-        ways = deciding_paths(self.base, "target", said, shows)
+        opening = deciding_prefixes(self.base, "target", said, shows)
         new = sum(
-            self.paths.note(prompt, response.tokens, way)
-            for prompt, (response, way, fell) in enumerate(zip(said, ways, broken, strict=True))
+            self.prefixes.add(prompt, response.tokens, prefix)
+            for prompt, (response, prefix, fell) in enumerate(zip(said, opening, broken, strict=True))
             if not fell
         )
-        return Said(sum(shows) / len(said), sum(broken) / len(said), new)
+        return OnPolicy(sum(shows) / len(said), sum(broken) / len(said), new)
 
     def settle(self) -> None:
         """Lay out what is known by now; no hooks may be on."""
         if self._tokens is None:
-            layout = self.paths.layout()
+            layout = self.prefixes.layout()
         else:
-            leaves: list[list[Path]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
+            leaves: list[list[TokenPrefix]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
             layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
         model, rows = self.base.model, self.base.config.rows
         self._odds = LogOdds(model, self.target.rows, layout, self._temperature, self._layer, rows)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from iconoclast_tl.edits.profiles import Kernel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """One model card. Positions and distances are in layers, weights as they are applied."""
 
@@ -32,9 +32,15 @@ class Published:
     kl: float
     """First-token KL from the base, as Heretic measures it."""
     direction_index: float | None
-    """Of the one direction; None where every layer had its own."""
+    """Of the one direction, in Heretic's count: index i is the stream after layer i, residual point i+1. None where
+    every layer had its own."""
     attn_out: Kernel
     mlp_out: Kernel
+
+    @property
+    def share(self) -> float | None:
+        """How far the one direction's residual point lies on the way from point 1 to the last."""
+        return None if self.direction_index is None else self.direction_index / (self.n_layers - 1)
 
 
 PUBLISHED: Mapping[str, tuple[Published, ...]] = {

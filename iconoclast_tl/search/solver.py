@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from iconoclast_tl.edits.hooks import Rows, hooked
-from iconoclast_tl.models.batching import Room
+from iconoclast_tl.edits.hooks import hooked
+from iconoclast_tl.execution.batching import Room
+from iconoclast_tl.execution.candidates import BatchCandidates
 from iconoclast_tl.search.config import GradientConfig
 from iconoclast_tl.search.families import Family, Strengths, stack_families, with_strengths
 from iconoclast_tl.search.objective import Goal
@@ -48,7 +49,7 @@ class Measures:
 
 
 class Solver:
-    """A proxy, a goal and settings: losses, steps, and the points where steps end."""
+    """Measures losses, takes Adam steps on strengths, and scores the points at which they end."""
 
     def __init__(self, proxy: Proxy, goal: Goal, config: GradientConfig, seed: int, n_heads: int = 1) -> None:
         """n_heads: more than 1 where every head has a strength of its own."""
@@ -101,7 +102,9 @@ class Solver:
             gradient.add_(part)
             losses.add_(loss.detach())  # last: where memory runs out above, all of this is done again
 
-        def differentiate(prompts: Tensor, term: Callable[[Rows, Tensor], Float[Tensor, "candidate part"]]) -> None:
+        def differentiate(
+            prompts: Tensor, term: Callable[[BatchCandidates, Tensor], Float[Tensor, "candidate part"]]
+        ) -> None:
             def work(part: Tensor) -> None:
                 with hooked(stack_families(families, self.profile.strengths(theta, layer)), proxy.sites) as assigned:
                     loss = term(assigned, part).float().sum(-1).cpu() / len(prompts)
@@ -143,7 +146,7 @@ class Solver:
 
     @torch.no_grad()
     def point(self, family: Family, theta: Theta, price: float, layer: int = 0) -> Point:
-        """Ask the model under this edit what it now says, learn from it, and score it on all prompts."""
+        """Generate under this edit, learn from the responses, and score the edit on all prompts."""
         proxy, strengths = self.proxy, self.profile.strengths(theta, layer)
         with hooked(stack_families([family], strengths), proxy.sites) as assigned:
             said = proxy.refresh(assigned)
@@ -152,7 +155,14 @@ class Solver:
         everything = (torch.arange(len(questions.rows)) for questions in (proxy.target, proxy.neutral))
         measured = self.measure([family], strengths, *everything)
         rate, kl = float(measured.odds.sigmoid().mean()), float(measured.kl.mean())
-        return Point(with_strengths(family, strengths[0]), theta[0].tolist(), price, rate, kl, said)
+        return Point(
+            spec=with_strengths(family, strengths[0]),
+            numbers=theta[0].tolist(),
+            price=price,
+            proxy_rate=rate,
+            proxy_kl=kl,
+            said=said,
+        )
 
     def shortfall(self, rate: float) -> float:
         """How far a behaviour rate is from the goal."""
@@ -174,7 +184,7 @@ class Screened:
 
 
 def screen(solver: Solver, families: Sequence[Family]) -> Screened:
-    """Ask all families in one batch."""
+    """Measure all families in one batch."""
     profile = solver.profile
     prompts = solver.draw(SCREENED)
     measures = solver.measure(families, profile.ones(len(families)), *prompts)

@@ -1,32 +1,33 @@
-"""The kernel space: what a trial may choose, and the edit that its choice means.
+"""The kernel space: what a trial may choose, the spec that its choices mean, and the edit that a spec means.
 
-Ranges follow Heretic's conventions: positions and the direction index in units of the last layer's index L−1, the
-kernel's floor as a share of its peak. A direction index i means the stream *after* layer i, that is residual point
-i+1; scope `per layer` takes for every layer the direction of the stream after it.
+A kernel's position and reach are shares of the last layer's index L−1, its floor is a share of its peak. The residual
+point of the one direction is a share of the way from point 1, the stream after the first layer, to point L, the stream
+after the last; scope `per layer` takes for every layer the direction of the stream after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from iconoclast_tl.architecture.sites import WRITERS, Component
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.edits.edit import NOTHING, Edit, EditConfig, make_edit
+from iconoclast_tl.edits.config import EditConfig
+from iconoclast_tl.edits.edit import NOTHING, Edit, make_edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.profiles import Kernel
 from iconoclast_tl.foundation.stage_config import StageConfig
-from iconoclast_tl.models.sites import WRITERS, Component
 from iconoclast_tl.search.objective import Goal
+from iconoclast_tl.search.spec import EditSpec
 
 DirectionScope = Literal["global", "per layer"]
 Range = tuple[float, float]
-Parameters = Mapping[str, Any]
+Choices = dict[str, Any]
+"""What a trial chose, by the flat names that Optuna keeps."""
 
 
 class KernelSpace(StageConfig):
@@ -34,8 +35,8 @@ class KernelSpace(StageConfig):
 
     direction_scopes: tuple[DirectionScope, ...] = Field(("global", "per layer"), min_length=1)
     """One direction for all layers, or each layer's own."""
-    direction_index: Range = (0.4, 0.9)
-    """Of the one direction, as a share of L−1."""
+    points: Range = (0.4, 0.9)
+    """Residual points of the one direction, as shares u of the way from point 1 to point L: 1 + u·(L−1)."""
     max_weight: Range = (0.8, 1.5)
     """The kernel's peak λ; with the other sign where the goal is to strengthen."""
     max_weight_position: Range = (0.6, 1.0)
@@ -54,13 +55,14 @@ class KernelSpace(StageConfig):
 
     @model_validator(mode="after")
     def _ranges_rise_within_their_bounds(self) -> KernelSpace:
-        shares = ("direction_index", "max_weight_position", "min_weight_distance")
+        shares = ("points", "max_weight_position", "min_weight_distance")
         for name in (*shares, "max_weight", "min_weight"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} goes from {low:g} down to {high:g}; give the lower end first")
             if name in shares and not (low >= 0 and high <= 1):
-                raise ValueError(f"{name} is a share of the last layer's index, from 0 to 1; got {low:g} to {high:g}")
+                of = "of the way from point 1 to the last" if name == "points" else "of the last layer's index"
+                raise ValueError(f"{name}: shares {of} lie between 0 and 1; got {low:g} to {high:g}")
         return self
 
 
@@ -75,10 +77,10 @@ class Trial(Protocol):
         """One of the choices."""
 
 
-def suggest(trial: Trial, space: KernelSpace, n_layers: int) -> dict[str, Any]:
+def suggest(trial: Trial, space: KernelSpace, n_layers: int) -> Choices:
     """Ask a trial for every parameter of the space (always all of them, so that the space is one and the same)."""
     last = n_layers - 1
-    parameters = suggest_direction(trial, space, n_layers)
+    choices = suggest_direction(trial, space, n_layers)
     reach_low, reach_high = _times(space.min_weight_distance, last)
     ranges = {
         "max_weight": space.max_weight,
@@ -89,36 +91,54 @@ def suggest(trial: Trial, space: KernelSpace, n_layers: int) -> dict[str, Any]:
     for component in WRITERS:
         for name, (low, high) in ranges.items():
             key = f"{component}.{name}"
-            parameters[key] = trial.suggest_float(key, low, high)
-    return parameters
+            choices[key] = trial.suggest_float(key, low, high)
+    return choices
 
 
-def suggest_direction(trial: Trial, space: KernelSpace, n_layers: int) -> dict[str, Any]:
+def suggest_direction(trial: Trial, space: KernelSpace, n_layers: int) -> Choices:
     """Ask a trial where its directions come from."""
     return {
         "direction_scope": trial.suggest_categorical("direction_scope", list(space.direction_scopes)),
-        "direction_index": trial.suggest_float("direction_index", *_times(space.direction_index, n_layers - 1)),
+        "direction_point": trial.suggest_float("direction_point", *point_range(space, n_layers)),
     }
 
 
-def build_edit(
-    parameters: Parameters,
-    directions: Directions,
-    config: EditConfig,
-    ground: Ground = NOTHING,
-) -> Edit:
-    """The edit that a trial's parameters mean on a model with these directions."""
+def point_range(space: KernelSpace, n_layers: int) -> Range:
+    """The residual points between which the one direction may be taken."""
+    low, high = (point_at(share, n_layers) for share in space.points)
+    return low, high
+
+
+def point_at(share: float, n_layers: int) -> float:
+    """The residual point at a share of the way from point 1 to point L."""
+    return 1 + share * (n_layers - 1)
+
+
+def spec_of(choices: Mapping[str, Any], config: EditConfig) -> EditSpec:
+    """The spec that a trial's choices mean, with kernels where it chose any.
+
+    What it did not choose is as `config` says. This is the one place that reads the flat names.
+    """
+    own = choices["direction_scope"] == "per layer"
+    return EditSpec(
+        point=None if own else choices["direction_point"],
+        affine=choices.get("affine", config.affine),
+        row_normalization=choices.get("row_normalization", config.row_normalization),
+        strengths={name: _kernel(choices, name) for name in WRITERS if f"{name}.max_weight" in choices},
+    )
+
+
+def build_edit(spec: EditSpec, directions: Directions, config: EditConfig, ground: Ground = NOTHING) -> Edit:
+    """The edit that a spec means on a model with these directions; what the spec does not say is as `config` says."""
     n_layers = directions.n_layers
-    if parameters["direction_scope"] == "global":
-        point = parameters["direction_index"] + 1
-        vectors = directions.span(point)[:, None].expand(-1, n_layers, -1)
-        weights = directions.weights_at(point)[:, None].expand(-1, n_layers)
-    else:
+    if spec.point is None:
         vectors, weights = per_layer(directions)
-    given = {component: _strengths(parameters, component, n_layers) for component in WRITERS}
-    strengths = {name: values if values.ndim == 1 else values.any(-1).float() for name, values in given.items()}
-    own = {name: values * ground.parts[name] for name, values in given.items() if values.ndim == 2}
-    return make_edit(vectors, strengths, config, replace(ground, parts={**ground.parts, **own}), weights)
+    else:
+        vectors = directions.span(spec.point)[:, None].expand(-1, n_layers, -1)
+        weights = directions.weights_at(spec.point)[:, None].expand(-1, n_layers)
+    strengths = {component: spec.strengths_of(component, n_layers) for component in WRITERS}
+    kind = config.model_copy(update={"affine": spec.affine, "row_normalization": spec.row_normalization})
+    return make_edit(vectors, strengths, kind, ground, weights)
 
 
 def per_layer(directions: Directions) -> tuple[Float[Tensor, "k layer d_model"], Float[Tensor, "k layer"]]:
@@ -126,20 +146,13 @@ def per_layer(directions: Directions) -> tuple[Float[Tensor, "k layer d_model"],
     return directions.vectors[:, 1:], directions.weights[:, 1:]
 
 
-def _strengths(parameters: Parameters, component: Component, n_layers: int) -> Float[Tensor, "layer *head"]:
-    """Given one by one (by a gradient), for every head by itself or not, or as a kernel's four numbers."""
-    if "strengths" in parameters:
-        return torch.tensor(parameters["strengths"][component], dtype=torch.float32)
-    return _kernel(parameters, component).strengths(n_layers)
-
-
-def _kernel(parameters: Parameters, component: Component) -> Kernel:
-    peak = parameters[f"{component}.max_weight"]
+def _kernel(choices: Mapping[str, Any], component: Component) -> Kernel:
+    peak = choices[f"{component}.max_weight"]
     return Kernel(
         max_weight=peak,
-        max_weight_position=parameters[f"{component}.max_weight_position"],
-        min_weight=peak * parameters[f"{component}.min_weight"],
-        min_weight_distance=parameters[f"{component}.min_weight_distance"],
+        max_weight_position=choices[f"{component}.max_weight_position"],
+        min_weight=peak * choices[f"{component}.min_weight"],
+        min_weight_distance=choices[f"{component}.min_weight_distance"],
     )
 
 

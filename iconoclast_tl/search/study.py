@@ -1,6 +1,6 @@
 """The study: Optuna's TPE over any space, journalled, resumable at any moment.
 
-Trials are asked for and told in batches, so that the model can be asked for several edits at once. Every trial's
+Trials are started and ended in batches, so that several edits run in one batch of the model. Every trial's
 sampler is seeded by (seed, the trial's number), and takes those of its batch that have no result yet for bad ones
 (constant liar). Together with the journal that makes a trial a function of its predecessors alone: a search that was
 stopped (also by kill -9) goes on exactly as if it had not been, and trials that it left without a result are scored
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.objective import Scores
+from iconoclast_tl.search.objective import ValScores
 from iconoclast_tl.search.pareto import Candidate
 from iconoclast_tl.search.seeds import derived_seed
-from iconoclast_tl.search.space import Trial
+from iconoclast_tl.search.space import Choices, Trial
+from iconoclast_tl.search.spec import EditSpec
 
 if TYPE_CHECKING:
     import optuna
@@ -31,25 +32,25 @@ log = logging.getLogger(__name__)
 STUDY = "kernel"
 INTERRUPTED = "interrupted"
 MAX_FAILURES_IN_A_ROW = 5
-PARAMETERS, PROXY_RATE, TRAIN_RATE = "parameters", "proxy_rate", "train_rate"
-"""Names under which a trial keeps what is not among its own parameters."""
+SPEC, PROXY_RATE, TRAIN_RATE = "spec", "proxy_rate", "train_rate"
+"""Names under which a trial keeps what is not among its own choices."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What came of a trial."""
 
-    parameters: Mapping[str, Any]
-    """Of its edit: those that were suggested, or more."""
-    scores: Scores
+    spec: EditSpec
+    """Of its edit."""
+    scores: ValScores
     proxy_rate: float | None = None
     """What was taken for the behaviour rate before it was generated, if anything was."""
     train_rate: float | None = None
     """The behaviour rate of what was generated from train prompts, if anything was."""
 
 
-Suggest = Callable[[Trial], dict[str, Any]]
-Score = Callable[[Sequence[dict[str, Any]]], Sequence[Outcome]]
+Suggest = Callable[[Trial], Choices]
+ScoreTrials = Callable[[Sequence[Choices]], Sequence[TrialOutcome]]
 
 
 def run_study(
@@ -57,14 +58,14 @@ def run_study(
     config: SearchConfig,
     seed: int,
     suggest: Suggest,
-    score: Score,
+    score: ScoreTrials,
     track: Track = silent,
     start: Sequence[Mapping[str, Any]] = (),
 ) -> list[Candidate]:
     """Bring the study in `journal` to `config.trials` ended trials and return those that succeeded.
 
-    suggest: asks a trial for its parameters, always for all of them. score: what came of a batch of parameters.
-    start: parameters of the first trials, which are given instead of drawn.
+    suggest: asks a trial for its choices, always for all of them. score: what came of a batch of choices. start: the
+    choices of the first trials, which are given instead of drawn.
 
     A trial that raises is recorded as failed with its error, and the search goes on; five in a row end it, since then
     the fault is not the trial's. `UserError`s and interrupts pass through.
@@ -80,7 +81,7 @@ def run_study(
     return candidates(study)
 
 
-Asked = tuple["optuna.Trial", dict[str, Any]]
+AskedTrial = tuple["optuna.Trial", Choices]
 
 
 def _batches(
@@ -90,8 +91,8 @@ def _batches(
     suggest: Suggest,
     done: int,
     start: Sequence[Mapping[str, Any]],
-) -> Iterator[list[Asked]]:
-    """Batches of trials with their parameters; first what an interrupted batch had asked for already.
+) -> Iterator[list[AskedTrial]]:
+    """Batches of trials with their choices; first those that an interrupted batch had started.
 
     Which of them are given depends on a trial's number alone. Optuna's queue of trials would have to be filled once and
     only once, which a process that is killed while it fills it cannot promise.
@@ -111,9 +112,9 @@ def _batches(
 
 
 def _left_running(study: optuna.Study, suggest: Suggest) -> list[optuna.Trial]:
-    """The trials that a stopped process had asked for and given no result, in order.
+    """The trials that a stopped process had started and not ended, in order.
 
-    One that was stopped amid its parameters is closed: drawing only those that are missing would draw other ones.
+    One that was stopped amid its choices is closed: drawing only those that are missing would draw other ones.
     """
     from optuna.trial import FixedTrial, Trial, TrialState
 
@@ -130,11 +131,11 @@ def _left_running(study: optuna.Study, suggest: Suggest) -> list[optuna.Trial]:
 
 
 def _told(
-    batches: Iterable[list[Asked]], study: optuna.Study, config: SearchConfig, score: Score
+    batches: Iterable[list[AskedTrial]], study: optuna.Study, config: SearchConfig, score: ScoreTrials
 ) -> Iterator[Exception | None]:
-    """Score and tell every trial, in the order of asking; yields each one's error, or None."""
+    """Score and end every trial, in the order they were started; yields each one's error, or None."""
     for batch in batches:
-        for (trial, _), outcome in zip(batch, _scored([p for _, p in batch], score), strict=True):
+        for (trial, _), outcome in zip(batch, _scored([choices for _, choices in batch], score), strict=True):
             if isinstance(outcome, Exception):
                 reason = f"{type(outcome).__name__}: {outcome}"
                 _fail(study, trial, reason)
@@ -143,15 +144,14 @@ def _told(
                 continue
             for name, value in outcome.scores.to_json().items():
                 trial.set_user_attr(name, value)
-            if outcome.parameters != trial.params:
-                trial.set_user_attr(PARAMETERS, dict(outcome.parameters))
+            trial.set_user_attr(SPEC, outcome.spec.to_json())
             trial.set_user_attr(PROXY_RATE, outcome.proxy_rate)
             trial.set_user_attr(TRAIN_RATE, outcome.train_rate)
             study.tell(trial, [outcome.scores.shortfall(config.goal), outcome.scores.kl(config.kl)])
             yield None
 
 
-def _scored(batch: Sequence[dict[str, Any]], score: Score) -> list[Outcome | Exception]:
+def _scored(batch: Sequence[Choices], score: ScoreTrials) -> list[TrialOutcome | Exception]:
     """What came, or the error, of every trial; where the batch fails, each is tried alone to find which one it is."""
     try:
         found = score(batch)
@@ -164,7 +164,7 @@ def _scored(batch: Sequence[dict[str, Any]], score: Score) -> list[Outcome | Exc
     return [_finite(outcome) for outcome in found]
 
 
-def _finite(outcome: Outcome) -> Outcome | ArithmeticError:
+def _finite(outcome: TrialOutcome) -> TrialOutcome | ArithmeticError:
     bad = [f"{name} is {value}" for name, value in outcome.scores.to_json().items() if not math.isfinite(value)]
     return ArithmeticError(bad[0]) if bad else outcome
 
@@ -189,7 +189,7 @@ def open_study(journal: Path) -> optuna.Study:
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that were told a result or failed by themselves, without those that an interruption cut off."""
+    """Trials that ended with a result or failed by themselves, without those that an interruption cut off."""
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
@@ -201,10 +201,19 @@ def candidates(study: optuna.Study) -> list[Candidate]:
     found = []
     for number, trial in enumerate(ended(study)):
         if trial.values is not None:
-            scores = Scores(**{name: trial.user_attrs[name] for name in Scores.__dataclass_fields__})
-            parameters = trial.user_attrs.get(PARAMETERS, trial.params)
-            rates = (trial.user_attrs.get(name) for name in (PROXY_RATE, TRAIN_RATE))
-            found.append(Candidate(number, dict(parameters), scores, *rates))
+            scores = ValScores(**{name: trial.user_attrs[name] for name in ValScores.__dataclass_fields__})
+            spec = EditSpec.from_json(trial.user_attrs[SPEC])
+            proxy_rate, train_rate = (trial.user_attrs.get(name) for name in (PROXY_RATE, TRAIN_RATE))
+            found.append(
+                Candidate(
+                    number=number,
+                    spec=spec,
+                    scores=scores,
+                    proxy_rate=proxy_rate,
+                    train_rate=train_rate,
+                    choices=dict(trial.params),
+                )
+            )
     return found
 
 
@@ -226,15 +235,15 @@ def _sampler(config: SearchConfig, seed: int, number: int) -> optuna.samplers.Ba
         )
 
 
-def _giving(parameters: Mapping[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
-    """A sampler that answers with these parameters."""
+def _giving(choices: Mapping[str, Any], sampler: optuna.samplers.BaseSampler) -> optuna.samplers.BaseSampler:
+    """A sampler that answers with these choices."""
     import warnings
 
     import optuna
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.PartialFixedSampler(dict(parameters), sampler)
+        return optuna.samplers.PartialFixedSampler(dict(choices), sampler)
 
 
 def _fail(study: optuna.Study, trial: optuna.Trial, reason: str, attribute: str = "error") -> None:

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json
-from iconoclast_tl.search.proxy import Said
+from iconoclast_tl.search.proxy import OnPolicy
+from iconoclast_tl.search.spec import EditSpec
 
 Numbers = list[Any]
 """A profile's numbers: nested lists of floats."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Point:
     """Where a search stood at the end of one price."""
 
-    parameters: dict[str, Any]
-    """Of an edit."""
+    spec: EditSpec
+    """Of its edit."""
     numbers: Numbers
-    """Of the profile; they made the strengths in `parameters`."""
+    """Of the profile; they made the strengths in `spec`."""
     price: float
     """Of the grid; where responses fell apart before, steps were taken at a dearer one."""
     proxy_rate: float
-    """Mean probability of the known ways into the behaviour, on train prompts."""
+    """Mean probability of the known prefixes that open the behaviour, on train prompts."""
     proxy_kl: float
-    said: Said
+    said: OnPolicy
     """What a generation from the train prompts showed there."""
     val_missed: float | None = None
-    """The share of val target prompts at which the goal is missed; None where val was not asked."""
+    """The share of val target prompts at which the goal is missed; None where nothing was generated on val."""
 
 
 @dataclass(frozen=True)
 class Finalist:
     """A family that was left at the end of the competition."""
 
-    family: Mapping[str, Any]
-    """What names it."""
+    family: EditSpec
+    """Without strengths."""
     numbers: Numbers
     """With which it left off."""
 
@@ -63,14 +64,14 @@ class Walk:
 
 @dataclass
 class Trace:
-    """A gradient search as far as it went; one that is given it goes on as if it had not ended."""
+    """A price sweep as far as it went; a sweep that is given it continues as if it had not been stopped."""
 
     finalists: list[Finalist]
     """Best first."""
     unit: float
     """Of prices."""
-    paths: Mapping[str, Any]
-    """What is known of the ways into the behaviour."""
+    prefixes: Mapping[str, Any]
+    """The known prefixes that open the behaviour, and innocent responses."""
     walks: list[Walk] = field(default_factory=list)
     """Of the first finalists; more than one only where the first left the behaviour as it was."""
     done: bool = False
@@ -84,12 +85,19 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """All of it; floats come back to the bit."""
-        return asdict(self)
+        return {
+            **asdict(self),
+            "finalists": [{"family": one.family.to_json(), "numbers": one.numbers} for one in self.finalists],
+            "walks": [
+                {"layer": one.layer, "loose": _points_to_json(one.loose), "strict": _points_to_json(one.strict)}
+                for one in self.walks
+            ],
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Trace:
-        """What `to_json` gave. Raises KeyError or TypeError where something is missing."""
-        finalists = [Finalist(**finalist) for finalist in content["finalists"]]
+        """What `to_json` gave. Raises KeyError, TypeError or ValueError where something is missing or wrong."""
+        finalists = [Finalist(EditSpec.from_json(one["family"]), one["numbers"]) for one in content["finalists"]]
         walks = [_walk(walk) for walk in content["walks"]]
         return cls(**{**content, "finalists": finalists, "walks": walks})
 
@@ -99,12 +107,16 @@ def _walk(content: Mapping[str, Any]) -> Walk:
     return Walk(content["layer"], loose, strict)
 
 
+def _points_to_json(points: Sequence[Point]) -> list[dict[str, Any]]:
+    return [{**asdict(point), "spec": point.spec.to_json()} for point in points]
+
+
 def _point(content: Mapping[str, Any]) -> Point:
-    return Point(**{**content, "said": Said(**content["said"])})
+    return Point(**{**content, "spec": EditSpec.from_json(content["spec"]), "said": OnPolicy(**content["said"])})
 
 
 def write_trace(path: Path, trace: Trace, about: Mapping[str, Any]) -> None:
-    """Keep a trace, with what else a result says of it."""
+    """Write a trace, with what results.json says of it."""
     write_json(path, {"trace": trace.to_json(), "about": dict(about)})
 
 
@@ -115,7 +127,7 @@ def read_trace(path: Path) -> tuple[Trace | None, dict[str, Any]]:
     content = read_json(path)
     try:
         return Trace.from_json(content["trace"]), content["about"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is damaged", got=error, mend="remove it to search again, or pass another --out"
         ) from error

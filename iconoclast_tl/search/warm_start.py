@@ -2,7 +2,7 @@
 
 A profile says in shares of the depth where a kernel peaks and how far it reaches, how strong the attention's is and how
 strong the MLPs', and where the one direction is taken; it is the median of what is published of its family
-(`search.published`). Families are told by `config.model_type`, which the architecture fixes, not by the model's name.
+(`search.published`). A family is recognised by `config.model_type`, which the architecture fixes, not by a name.
 Of families of which nothing was found (Phi, OLMo, gpt-oss and others) the general profile is taken, the median of all
 that is published; mixtures of experts take their family's, which is of dense models. Two trials come of a profile: one
 direction for all layers, and each layer's own.
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, get_args
 
-from iconoclast_tl.models.sites import WRITERS, Component
+from iconoclast_tl.architecture.sites import WRITERS, Component
 from iconoclast_tl.search.objective import Goal
 from iconoclast_tl.search.published import PUBLISHED, Published
-from iconoclast_tl.search.space import DirectionScope, KernelSpace, suggest
+from iconoclast_tl.search.space import Choices, DirectionScope, KernelSpace, point_at, suggest
 
 MODEL_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "llama": ("llama", "mllama_text_model"),
@@ -52,8 +52,8 @@ class StartProfile:
     """Where a search may start."""
 
     shapes: Mapping[Component, Shape]
-    direction_index: float
-    """Where the one direction is taken, as a share of L−1."""
+    point: float
+    """Where the one direction is taken, as a share of the way from residual point 1 to the last."""
     scope: DirectionScope
     """What most of those that were published took; tried first."""
 
@@ -85,14 +85,14 @@ def median_profile(records: Sequence[Published]) -> StartProfile:
     Raises `StatisticsError` where none took one direction: then nothing says which.
     """
     shapes = {component: [_shape(record, component) for record in records] for component in WRITERS}
-    indices = [one.direction_index / (one.n_layers - 1) for one in records if one.direction_index is not None]
+    points = [one.share for one in records if one.share is not None]
     return StartProfile(
         {
             component: Shape(*(median(getattr(one, name) for one in found) for name in Shape.__dataclass_fields__))
             for component, found in shapes.items()
         },
-        median(indices),
-        "global" if 2 * len(indices) >= len(records) else "per layer",
+        median(points),
+        "global" if 2 * len(points) >= len(records) else "per layer",
     )
 
 
@@ -113,7 +113,7 @@ GENERAL: Final = median_profile([record for found in PUBLISHED.values() for reco
 def warm_start(config: Any) -> WarmStart:
     """The profile for a model of this configuration (transformers').
 
-    Of a model of several modalities the text model is asked first: its blocks are what is edited.
+    Of a model of several modalities the text model counts first: its blocks are what is edited.
     """
     kinds = (config.get_text_config().model_type, config.model_type)
     for kind in kinds:
@@ -123,21 +123,21 @@ def warm_start(config: Any) -> WarmStart:
     return WarmStart(kinds[0], None, GENERAL)
 
 
-def first_trials(profile: StartProfile, space: KernelSpace, goal: Goal, n_layers: int) -> list[dict[str, Any]]:
-    """Parameters of the trials that a profile means on a model of this depth, the likelier scope first.
+def first_trials(profile: StartProfile, space: KernelSpace, goal: Goal, n_layers: int) -> list[Choices]:
+    """The choices of the trials that a profile means on a model of this depth, the likelier scope first.
 
     What lies outside of the space is moved to its edge, so one of the two is left where the space has one scope only.
     Under the goal `strengthen` peaks are below zero, as in `KernelSpace.for_goal`.
     """
     last = n_layers - 1
-    wanted: dict[str, Any] = {"direction_index": profile.direction_index * last}
+    wanted: dict[str, Any] = {"direction_point": point_at(profile.point, n_layers)}
     for component, shape in profile.shapes.items():
         wanted[f"{component}.max_weight"] = shape.weight if goal == "suppress" else -shape.weight
         wanted[f"{component}.max_weight_position"] = shape.position * last
         wanted[f"{component}.min_weight"] = shape.floor
         wanted[f"{component}.min_weight_distance"] = shape.reach * last
     scopes = sorted(get_args(DirectionScope), key=lambda scope: scope != profile.scope)
-    found: list[dict[str, Any]] = []
+    found: list[Choices] = []
     for scope in scopes:
         trial = suggest(_Nearest(wanted | {"direction_scope": scope}), space, n_layers)
         if trial not in found:

@@ -10,7 +10,7 @@ from iconoclast_tl.statistics.effects import Effect, RiskDifference, cohens_d, p
 from iconoclast_tl.statistics.paired import McNemar, mcnemar
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairedRates:
     """Of a base and an edited model, or of any first and second."""
 

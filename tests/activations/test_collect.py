@@ -15,15 +15,15 @@ from iconoclast_tl.activations.collect import (
     collect_residuals,
 )
 from iconoclast_tl.activations.store import Activations, load_activations, save_activations
+from iconoclast_tl.architecture.sites import WRITERS, residual_hook_names
+from iconoclast_tl.architecture.writers import require_writers
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import WRITERS, residual_hook_names
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.models.twin import Parity, Twin, make_twin
-from iconoclast_tl.models.writers import require_writers
-from iconoclast_tl.prompts.chat import left_pad
+from iconoclast_tl.prompts.tokens import left_pad
 
 
-def residuals_one_by_one(model: LoadedModel, rows: list[list[int]], position: int = -1) -> torch.Tensor:
+def residuals_one_by_one(model: Model, rows: list[list[int]], position: int = -1) -> torch.Tensor:
     """Every prompt alone, no padding: hidden states, and the last layer's output before the final norm."""
     result = []
     for row in rows:
@@ -38,7 +38,7 @@ def residuals_one_by_one(model: LoadedModel, rows: list[list[int]], position: in
 @pytest.mark.parametrize("through", ["bridge", "modules"])
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_residuals_equal_those_of_each_prompt_alone(
-    llama: LoadedModel, rows: list[list[int]], through: str, batch_size: int
+    llama: Model, rows: list[list[int]], through: str, batch_size: int
 ) -> None:
     twin = make_twin(llama)
     assert isinstance(twin, Twin)
@@ -50,7 +50,7 @@ def test_residuals_equal_those_of_each_prompt_alone(
 
 
 def at_positions(
-    model: LoadedModel, twin: Twin | None, rows: list[list[int]], n_positions: int, batch_size: int
+    model: Model, twin: Twin | None, rows: list[list[int]], n_positions: int, batch_size: int
 ) -> tuple[torch.Tensor, AtWriters]:
     """Residuals in memory, and the writers."""
     kept = torch.full((len(rows), n_positions, model.n_layers + 1, model.d_model), float("nan"))
@@ -64,7 +64,7 @@ def at_positions(
 @pytest.mark.parametrize("through", ["bridge", "modules"])
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_residuals_at_each_position_equal_those_of_each_prompt_alone(
-    llama: LoadedModel, rows: list[list[int]], through: str, batch_size: int
+    llama: Model, rows: list[list[int]], through: str, batch_size: int
 ) -> None:
     rows = [row for row in rows if len(row) > 2]  # of 3 to 13 tokens: as many as are asked for, and more
     twin = make_twin(llama) if through == "bridge" else None
@@ -80,7 +80,7 @@ def test_residuals_at_each_position_equal_those_of_each_prompt_alone(
         assert torch.equal(writers.reads[component].mean, last.reads[component].mean)
 
 
-def test_a_prompt_shorter_than_the_positions_is_the_users_line(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_a_prompt_shorter_than_the_positions_is_the_users_line(llama: Model, rows: list[list[int]]) -> None:
     with pytest.raises(UserError, match=r"prompt 6 is shorter than the positions.*got 2 tokens; want at least 3"):
         at_positions(llama, None, rows, 3, 4)
     assert not at_positions(llama, None, rows, 2, 4)[0].isnan().any()
@@ -89,7 +89,7 @@ def test_a_prompt_shorter_than_the_positions_is_the_users_line(llama: LoadedMode
 @pytest.mark.parametrize("through", ["bridge", "modules"])
 @pytest.mark.parametrize("n_positions", [1, 2])
 def test_the_last_positions_are_kept_and_not_the_whole_activation(
-    llama: LoadedModel, rows: list[list[int]], through: str, n_positions: int
+    llama: Model, rows: list[list[int]], through: str, n_positions: int
 ) -> None:
     twin = make_twin(llama)
     assert isinstance(twin, Twin)
@@ -104,7 +104,7 @@ def test_the_last_positions_are_kept_and_not_the_whole_activation(
         assert tensor.untyped_storage().nbytes() <= most  # a view would hold all 13
 
 
-def test_written_means_are_the_means_of_what_the_writers_write(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_written_means_are_the_means_of_what_the_writers_write(llama: Model, rows: list[list[int]]) -> None:
     written: dict[str, list[torch.Tensor]] = {component: [] for component in WRITERS}
     for site, writer in require_writers(llama.hf).items():
         if site.layer == 1:
@@ -121,7 +121,7 @@ def test_written_means_are_the_means_of_what_the_writers_write(llama: LoadedMode
 
 
 def test_a_batch_that_does_not_fit_is_halved(
-    llama: LoadedModel, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    llama: Model, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = collect_last_position(llama, None, rows, 7)
     forward = llama.hf.forward
@@ -138,9 +138,7 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 
 @pytest.mark.parametrize("through", ["bridge", "modules"])
-def test_an_activation_that_is_not_finite_names_its_layer(
-    llama: LoadedModel, rows: list[list[int]], through: str
-) -> None:
+def test_an_activation_that_is_not_finite_names_its_layer(llama: Model, rows: list[list[int]], through: str) -> None:
     twin = make_twin(llama) if through == "bridge" else None
     with torch.no_grad():
         llama.hf.model.layers[1].self_attn.o_proj.weight[0, 0] = float("nan")
@@ -148,7 +146,7 @@ def test_an_activation_that_is_not_finite_names_its_layer(
         collect_last_position(llama, twin, rows, 4)
 
 
-def test_no_hook_stays_behind(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_no_hook_stays_behind(llama: Model, rows: list[list[int]]) -> None:
     collect_last_position(llama, None, rows, 4)
     hooks = [m for m in llama.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks
@@ -156,7 +154,13 @@ def test_no_hook_stays_behind(llama: LoadedModel, rows: list[list[int]]) -> None
 
 def test_activations_are_read_only_under_their_key(tmp_path) -> None:
     residuals = torch.randn(4, 3, 5)
-    kept = Activations(residuals, residuals + 1, residuals + 2, residuals + 3, dict.fromkeys(WRITERS, residuals[0]))
+    kept = Activations(
+        target_train=residuals,
+        neutral_train=residuals + 1,
+        target_val=residuals + 2,
+        neutral_val=residuals + 3,
+        neutral_writes=dict.fromkeys(WRITERS, residuals[0]),
+    )
     save_activations(tmp_path / "a.safetensors", kept, "one")
     found = load_activations(tmp_path / "a.safetensors", "one")
     assert found is not None

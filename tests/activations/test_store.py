@@ -13,13 +13,13 @@ from iconoclast_tl.activations.store import (
     SETS,
     Activations,
     Residuals,
+    activation_sink,
     keep_in,
     load_activations,
     save_activations,
-    streamed_activations,
 )
+from iconoclast_tl.architecture.sites import WRITERS
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.sites import WRITERS
 from tests.foundation.test_tensor_file import mapped_to
 
 SIZES = {"target_train": 5, "neutral_train": 7, "target_val": 2, "neutral_val": 3}
@@ -37,7 +37,12 @@ def kept() -> Activations:
     means = {name: torch.randn(2, D_MODEL, dtype=torch.float64) for name in WRITERS}
     reads = {"mlp_out": torch.randn(2, 4, dtype=torch.float64)}
     sets = (last.target_train, last.neutral_train, last.target_val, last.neutral_val)
-    return Activations(*sets, means, reads, {}, {-2: residuals(1), -3: residuals(2)})
+    return Activations(
+        **dict(zip(SETS, sets, strict=True)),
+        neutral_writes=means,
+        neutral_reads=reads,
+        earlier={-2: residuals(1), -3: residuals(2)},
+    )
 
 
 def test_the_file_holds_every_position(tmp_path: Path, kept: Activations) -> None:
@@ -84,7 +89,7 @@ def test_a_collection_that_is_stopped_leaves_what_was_there(tmp_path: Path, kept
     save_activations(path, kept, "one")
 
     def stop(key: str) -> None:
-        with streamed_activations(path, SIZES, 1, N_POINTS, D_MODEL, key) as stream:
+        with activation_sink(path, SIZES, 1, N_POINTS, D_MODEL, {"key": key}) as stream:
             keep_in(stream, "target_train")([1, 0], torch.ones(2, 1, N_POINTS, D_MODEL))
             raise KeyboardInterrupt
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from iconoclast_tl.attribution.agreement import agreement, overlooked
+from iconoclast_tl.attribution.agreement import method_agreement, overlooked
 from iconoclast_tl.attribution.matching import distance, matched
 from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.result import Attribution, PositionSums
@@ -25,24 +25,24 @@ def attribution(method: str, means: list[float], noise: float = 0.0, n: int = 20
 def test_the_rank_correlation_is_scipys_and_its_interval_holds_it() -> None:
     one = attribution("one", [float(i) for i in range(12)], noise=2.0)
     other = attribution("other", [float(i % 5) for i in range(12)], noise=2.0)
-    found = agreement(one, other, 4)
+    found = method_agreement(one, other, 4)
     expected = spearmanr(one.means.numpy(), other.means.numpy()).statistic
     value, low, high = found.rank_correlation
     assert value == pytest.approx(expected, abs=1e-9)
     assert low < value < high
     common = set(one.top(4)) & set(other.top(4))
     assert found.overlap[0] == pytest.approx(len(common) / 4)
-    assert agreement(one, one, 4).rank_correlation == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert method_agreement(one, one, 4).rank_correlation == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
     up, down = (attribution(name, [sign * i for i in range(12)]) for name, sign in (("up", 1.0), ("down", -1.0)))
-    assert agreement(up, down, 4).rank_correlation[0] == pytest.approx(-1)
+    assert method_agreement(up, down, 4).rank_correlation[0] == pytest.approx(-1)
 
 
 def test_methods_are_compared_over_the_parts_that_both_have() -> None:
     wide = attribution("wide", [float(i) for i in range(12)])
     narrow = Attribution("narrow", "score", PARTS[6:], wide.values[:, 6:])
-    assert agreement(wide, narrow, 3).rank_correlation[0] == pytest.approx(1)
-    with pytest.raises(ValueError, match="asked of other prompts"):
-        agreement(wide, attribution("few", [1.0, 2.0], n=3), 1)
+    assert method_agreement(wide, narrow, 3).rank_correlation[0] == pytest.approx(1)
+    with pytest.raises(ValueError, match="run on different prompts"):
+        method_agreement(wide, attribution("few", [1.0, 2.0], n=3), 1)
 
 
 def test_a_gate_that_writes_next_to_nothing_is_named() -> None:

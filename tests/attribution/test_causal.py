@@ -17,7 +17,9 @@ from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.query import Query
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
-from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
+from iconoclast_tl.models.config import ModelConfig
+from iconoclast_tl.models.load import load_model
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.scores.score import Score
 from tests.attribution.subjects import FEW, Case, case_of, make_case, scores
 
@@ -29,9 +31,7 @@ def rows(rows: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.fixture(params=FEW)
-def case(
-    request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]]
-) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., Model], rows: list[list[int]]) -> Case:
     return make_case(request.param, tmp_path, load, rows, affine=True)
 
 
@@ -66,7 +66,7 @@ def whole_edit(case: Case, without: Part | None = None) -> Edit:
 
 def test_ablate_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> None:
     score, n = scores(case.model, rows, case.direction)["log-odds"], len(rows)
-    found = causal("ablate", Query(score, case.subject, case.sites, torch.arange(n), 7))
+    found = causal("ablate", Query(score, case.subject, torch.arange(n), batch_size=7))
     base = plain_scores(case, score, None, n)
     for place, part in enumerate(case.subject.parts):
         expected = base - plain_scores(case, score, case.subject.only([part]), n)
@@ -76,12 +76,12 @@ def test_ablate_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> None:
 
 def test_restore_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> None:
     score, n = scores(case.model, rows, case.direction)["logit"], len(rows)
-    found = causal("restore", Query(score, case.subject, case.sites, torch.arange(n), 7))
+    found = causal("restore", Query(score, case.subject, torch.arange(n), batch_size=7))
     edited = plain_scores(case, score, whole_edit(case), n)
     for place, part in enumerate(case.subject.parts):
         expected = plain_scores(case, score, whole_edit(case, without=part), n) - edited
         assert torch.allclose(found.values[:, place], expected, atol=2e-4), part
-    ablated = causal("ablate", Query(score, case.subject, case.sites, torch.arange(n), 7))
+    ablated = causal("ablate", Query(score, case.subject, torch.arange(n), batch_size=7))
     assert not torch.allclose(found.values, ablated.values, atol=1e-2)
 
 
@@ -132,8 +132,8 @@ def test_interchange_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> 
     others = [[*row[::-1], 9] for row in rows[1:] + rows[:1]]
     here, there = (scores(case.model, some, case.direction)["logit"] for some in (rows, others))
     prompts = torch.arange(len(rows))
-    found = causal("interchange", Query(here, case.subject, case.sites, prompts, 7), there)
-    back = causal("interchange-back", Query(there, case.subject, case.sites, prompts, 7), here)
+    found = causal("interchange", Query(here, case.subject, prompts, batch_size=7), there)
+    back = causal("interchange-back", Query(there, case.subject, prompts, batch_size=7), here)
     base = {name: plain_scores(case, score, None, len(rows)) for name, score in (("here", here), ("there", there))}
     for place, part in list(enumerate(case.subject.parts))[::3]:
         for prompt in (0, 2):
@@ -142,20 +142,18 @@ def test_interchange_is_a_loop_over_parts(case: Case, rows: list[list[int]]) -> 
             assert float(found.values[prompt, place]) == pytest.approx(expected, abs=2e-4), part
             expected = exchanged(case, there, prompt, other, mine, part) - float(base["there"][prompt])
             assert float(back.values[prompt, place]) == pytest.approx(expected, abs=2e-4), part
-    itself = causal("interchange", Query(here, case.subject, case.sites, prompts, 7), here)
+    itself = causal("interchange", Query(here, case.subject, prompts, batch_size=7), here)
     assert float(itself.values.abs().max()) < 1e-4  # a prompt's own outputs change nothing
     assert float(found.values.abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("method", ["restore", "interchange"])
-def test_one_position_at_a_time(
-    tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]], method: Any
-) -> None:
+def test_one_position_at_a_time(tmp_path: Path, load: Callable[..., Model], rows: list[list[int]], method: Any) -> None:
     """Positions of one-layer changes that do not meet: the last layer's MLP writes at each by itself."""
     case = make_case("Llama", tmp_path, load, rows)
     score = scores(case.model, rows, case.direction)["projection"]
     other = scores(case.model, [row[::-1] for row in rows], case.direction)["projection"]
-    found = causal(method, Query(score, case.subject, case.sites, torch.arange(len(rows)), 9, positions=True), other)
+    found = causal(method, Query(score, case.subject, torch.arange(len(rows)), batch_size=9, positions=True), other)
     assert found.by_position is not None
     last = found.parts.index(Part(2, "mlp"))
     values = found.by_position.values
@@ -170,13 +168,11 @@ def test_one_position_at_a_time(
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_quantised_weights_are_attributed_as_they_are(
-    llama: LoadedModel, rows: list[list[int]], quantization: str
-) -> None:
+def test_quantised_weights_are_attributed_as_they_are(llama: Model, rows: list[list[int]], quantization: str) -> None:
     model = load_model(ModelConfig(name=llama.name, dtype="float32", device="cpu", quantization=quantization))
     case = case_of(model, rows)
     score, other = (scores(model, some, case.direction)["logit"] for some in (rows, [row[::-1] for row in rows]))
-    query = Query(score, case.subject, case.sites, torch.arange(len(rows)), 7)
+    query = Query(score, case.subject, torch.arange(len(rows)), batch_size=7)
     ablated, base = causal("ablate", query), plain_scores(case, score, None, len(rows))
     for place, part in list(enumerate(case.subject.parts))[::4]:
         expected = base - plain_scores(case, score, case.subject.only([part]), len(rows))
@@ -185,19 +181,19 @@ def test_quantised_weights_are_attributed_as_they_are(
     assert bool(exchanged_values.isfinite().all())
     assert float(exchanged_values.abs().max()) > 1e-2
     assert bool(gradient(query).values.isfinite().all())
-    assert direct(model, case.sites, {}, rows, case.direction, 4).checks["incompleteness"] < INCOMPLETE_QUANTISED
+    assert direct(model, rows, case.direction, batch_size=4).checks["incompleteness"] < INCOMPLETE_QUANTISED
 
 
 def test_a_model_that_cannot_be_started_at_a_layer_runs_whole(
-    tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, load: Callable[..., Model], rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case("Llama", tmp_path, load, rows)
     score = scores(case.model, rows, case.direction)["log-odds"]
     other = scores(case.model, [row[::-1] for row in rows], case.direction)["log-odds"]
     prompts = torch.arange(len(rows))
     for method in ("restore", "interchange"):
-        started = causal(method, Query(score, case.subject, case.sites, prompts, 7), other)  # type: ignore[arg-type]
+        started = causal(method, Query(score, case.subject, prompts, batch_size=7), other)  # type: ignore[arg-type]
         with monkeypatch.context() as patch:
             patch.setattr("iconoclast_tl.attribution.causal.resumes", lambda *given: False)
-            whole = causal(method, Query(score, case.subject, case.sites, prompts, 7), other)  # type: ignore[arg-type]
+            whole = causal(method, Query(score, case.subject, prompts, batch_size=7), other)  # type: ignore[arg-type]
         assert torch.allclose(started.values, whole.values, atol=1e-4)

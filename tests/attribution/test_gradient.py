@@ -15,7 +15,7 @@ from iconoclast_tl.attribution.subject import Subject, make_subject
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.scores.score import Score
 from tests.attribution.subjects import FEW, Case, case_of, make_case, scores
 
@@ -27,9 +27,7 @@ def rows(rows: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.fixture(params=(*FEW, "GPT-NeoX, parallel", "OLMo 2", "Granite"))
-def case(
-    request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]]
-) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path: Path, load: Callable[..., Model], rows: list[list[int]]) -> Case:
     return make_case(request.param, tmp_path, load, rows, affine=True)
 
 
@@ -52,13 +50,13 @@ def test_taken_apart_and_put_together_it_is_the_edit(case: Case, rows: list[list
     score, prompts = scores(case.model, rows, case.direction)["log-odds"], torch.arange(len(rows))
     with preview(case.edit, case.sites):
         expected = score.read(score.ask(prompts))[0]
-    whole, part = (edited_scores(Query(score, case.subject, case.sites, prompts, 8), share) for share in (1.0, 0.5))
+    whole, part = (edited_scores(Query(score, case.subject, prompts, batch_size=8), share) for share in (1.0, 0.5))
     assert torch.allclose(whole, expected, atol=1e-4)
     assert not torch.allclose(part, expected, atol=1e-2)
 
 
 def test_edits_of_neurons_and_experts_are_not_taken_apart(
-    tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]]
+    tmp_path: Path, load: Callable[..., Model], rows: list[list[int]]
 ) -> None:
     for name, kind in (
         ("Llama", {"parts": {"mlp_out": torch.ones(3, 40)}}),
@@ -66,9 +64,9 @@ def test_edits_of_neurons_and_experts_are_not_taken_apart(
     ):
         case = make_case(name, tmp_path / name, load, rows)
         with pytest.raises(UserError, match="does not fall into heads and whole MLPs"):
-            make_subject(replace(case.edit, **kind), case.ground, case.model, case.sites)  # type: ignore[arg-type]
+            make_subject(replace(case.edit, **kind), case.ground, case.model)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="row normalisation does not fall into heads"):
-        make_subject(replace(case.edit, row_normalization="pre"), case.ground, case.model, case.sites)
+        make_subject(replace(case.edit, row_normalization="pre"), case.ground, case.model)
 
 
 def test_it_is_the_gradient_through_the_hooks(case: Case, rows: list[list[int]]) -> None:
@@ -78,7 +76,7 @@ def test_it_is_the_gradient_through_the_hooks(case: Case, rows: list[list[int]])
 
 def agrees_with_autograd(case: Case, rows: list[list[int]], kind: str) -> None:
     score = scores(case.model, rows, case.direction)[kind]
-    found = gradient(Query(score, case.subject, case.sites, torch.arange(len(rows)), 3, positions=True))
+    found = gradient(Query(score, case.subject, torch.arange(len(rows)), batch_size=3, positions=True))
     expected = by_autograd(case, score, case.subject, len(rows), 0.0)
     assert torch.allclose(found.values, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert float(expected.abs().max()) > 1e-2
@@ -89,12 +87,12 @@ def agrees_with_autograd(case: Case, rows: list[list[int]], kind: str) -> None:
 
 
 def test_it_is_what_finite_differences_say(
-    biased_double: LoadedModel, rows: list[list[int]], tmp_path: Path, load: Callable[..., LoadedModel]
+    biased_double: Model, rows: list[list[int]], tmp_path: Path, load: Callable[..., Model]
 ) -> None:
     case = case_of(biased_double, rows, affine=True)
     score = scores(case.model, rows, case.direction)["log-odds"]
     prompts, step = torch.arange(len(rows)), 1e-4
-    found = gradient(Query(score, case.subject, case.sites, prompts, 8))
+    found = gradient(Query(score, case.subject, prompts, batch_size=8))
     for part in case.subject.parts[::3]:
         ends = []
         for strength in (-step, step):
@@ -108,7 +106,7 @@ def test_it_is_what_finite_differences_say(
 @pytest.mark.parametrize(("name", "kind"), [*((name, "log-odds") for name in FEW), ("Llama, biases", "projection")])
 def test_the_integral_sums_to_what_the_edit_does(
     tmp_path: Path,
-    load: Callable[..., LoadedModel],
+    load: Callable[..., Model],
     rows: list[list[int]],
     name: str,
     kind: str,
@@ -118,36 +116,36 @@ def test_the_integral_sums_to_what_the_edit_does(
     case = make_case(name, tmp_path, load, rows, affine=True)
     score = scores(case.model, rows, case.direction)[kind]
     prompts = torch.arange(len(rows))
-    found = integrated(Query(score, case.subject, case.sites, prompts, 8))
-    before, after = (edited_scores(Query(score, case.subject, case.sites, prompts, 8), share) for share in (0.0, 1.0))
+    found = integrated(Query(score, case.subject, prompts, batch_size=8))
+    before, after = (edited_scores(Query(score, case.subject, prompts, batch_size=8), share) for share in (0.0, 1.0))
     total = float((before - after).double().mean())
     assert found.checks["gap"] == pytest.approx(abs(float(found.means.sum()) - total), abs=1e-6)
     if name == "Mixtral":  # tokens go to other experts on the way: the gap says so
         return
     assert found.checks["gap"] <= TOLERANCE * abs(total) + 1e-6
     strengths = torch.tensor([case.subject.strength(part) for part in case.subject.parts])
-    first_order = gradient(Query(score, case.subject, case.sites, prompts, 8)).means * strengths.double()
+    first_order = gradient(Query(score, case.subject, prompts, batch_size=8)).means * strengths.double()
     # The gradient alone does not; on random models it may come near by chance.
     assert abs(float(first_order.sum()) - total) > 2 * found.checks["gap"]
     assert all(float(found.means[i]) == 0 for i, strength in enumerate(strengths.tolist()) if strength == 0)
 
 
 def test_several_directions_have_strengths_of_their_own(
-    tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]]
+    tmp_path: Path, load: Callable[..., Model], rows: list[list[int]]
 ) -> None:
     case = make_case("Llama", tmp_path, load, rows, affine=True, k=2)
     weights = torch.tensor([1.0, 0.3])
     strengths = {site: (values.T * weights).T for site, values in case.subject.strengths.items()}
     subject = Subject(case.subject.parts, case.subject.updates, strengths, case.subject.edit)
     score = scores(case.model, rows, case.direction)["log-odds"]
-    found = integrated(Query(score, subject, case.sites, torch.arange(len(rows)), 8))
+    found = integrated(Query(score, subject, torch.arange(len(rows)), batch_size=8))
     assert found.checks["gap"] <= TOLERANCE * abs(found.checks["total"])
     assert float(found.means.sum()) == pytest.approx(found.checks["total"], rel=TOLERANCE)
 
 
-def test_nothing_stays_behind(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_nothing_stays_behind(llama: Model, rows: list[list[int]]) -> None:
     case = case_of(llama, rows)
     score = scores(llama, rows, case.direction)["logit"]
-    gradient(Query(score, case.subject, case.sites, torch.arange(2), 2))
+    gradient(Query(score, case.subject, torch.arange(2), batch_size=2))
     assert not [m for m in llama.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert all(parameter.grad is None for parameter in llama.hf.parameters())

@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from iconoclast_tl.attribution.attribute import attribute
 from iconoclast_tl.attribution.config import AttributionConfig
+from iconoclast_tl.attribution.ranking import top_neurons
 from iconoclast_tl.attribution.study import Study
-from iconoclast_tl.attribution_job import attribute, top_heads, top_neurons
-from iconoclast_tl.direction_job import estimate
-from iconoclast_tl.prepare import collect
-from iconoclast_tl.report.attribution import AttributionReport, warnings
-from iconoclast_tl.workspace import Workspace, open_workspace
+from iconoclast_tl.edits.ablation import ablate
+from iconoclast_tl.report.pages.attribution import AttributionReport
+from iconoclast_tl.search.assemble import Inputs, ranked_parts
+from iconoclast_tl.stages.attribution import attributed
+from iconoclast_tl.stages.collection import collected
+from iconoclast_tl.stages.directions import estimated
+from iconoclast_tl.stages.opening import open_workspace
+from iconoclast_tl.stages.workspace import Workspace
 
 SETTINGS = {
     "model": {"dtype": "float32"},
@@ -35,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(folder: Path) -> AttributionReport:
     """Along the direction of point 5, affine, λ = 1 everywhere."""
     with open_workspace(SETTINGS, None, folder) as workspace:
-        return attribute(asking(workspace, prompts=8), point=5.0)
+        return attributed(asking(workspace, prompts=8), point=5.0)
 
 
 def asking(workspace: Workspace, **changes: object) -> Workspace:
@@ -70,7 +75,7 @@ def test_heads_that_rank_high_take_the_behaviour_with_them(report: AttributionRe
 def test_the_integral_adds_up_and_the_gradient_at_0_does_not(report: AttributionReport) -> None:
     """The base is so sure of refusing that its log-odds hardly move at first."""
     study, integrated = report.study, report.study.by("integrated")
-    assert not warnings(study)
+    assert not study.warnings
     total = integrated.checks["total"]
     assert float(integrated.means.sum()) == pytest.approx(total, rel=0.01)
     assert float(study.by("gradient").means.sum()) < 0.5 * total
@@ -82,14 +87,47 @@ def test_a_notebook_shows_heat_maps(report: AttributionReport) -> None:
     assert "plotly.js" in shown
 
 
+def test_without_a_run_folder_the_values_are_the_same(folder: Path, report: AttributionReport) -> None:
+    """From a model, prompts and an edit; a plain edit in the place of the affine one gives others."""
+    with open_workspace(SETTINGS, None, folder) as workspace:
+        activations = collected(workspace)
+        vector = estimated(workspace, activations).at(5.0)
+        evaluation = workspace.settings.evaluation
+        model, data = workspace.model, workspace.contrast
+    edit = ablate(model, vector, acts=activations, affine=True)
+    methods = ("direct", "gradient", "integrated")
+    same = {"acts": activations, "prompts": 8, "evaluation": evaluation, "cumulative": False}
+    found = attribute(model, data, edit, method=methods, **same)
+    for method in ("direct", "direct-contrast", "gradient", "integrated"):
+        mine, its = found.by(method), report.study.by(method)
+        assert mine.parts == its.parts
+        assert torch.allclose(mine.values, its.values, rtol=1e-5, atol=1e-5), method
+    assert torch.equal(found.accumulated["target"], report.study.accumulated["target"])
+    assert [one.part for one in found.top(10)] == report.study.by("integrated").top(10, "head", "mlp")
+    plain = attribute(model, data, vector, method="gradient", prompts=8, evaluation=evaluation, cumulative=False)
+    assert not torch.allclose(plain.by("gradient").values, report.study.by("gradient").values, atol=1e-2)
+
+
 def test_what_is_chosen_for_a_search_is_ranked_before_it(folder: Path) -> None:
     with open_workspace(SETTINGS, None, folder) as workspace:
         workspace = asking(workspace, prompts=4)
-        activations = collect(workspace)
-        directions = estimate(workspace, activations)
-        heads = top_heads(workspace, directions, 3, "integrated", affine=True)
-        assert all(int(name.split(".")[0]) >= FIRST_LAYER for name in heads)
-        neurons = top_neurons(workspace, activations, directions.at(5.0), 8)
+        activations = collected(workspace)
+        directions = estimated(workspace, activations)
+        settings = workspace.settings
+        inputs = Inputs(
+            model=workspace.model,
+            directions=directions,
+            acts=activations,
+            search=settings.search.model_copy(update={"top_k": 3, "by": "integrated"}),
+            edit=settings.edit,
+            scores=settings.scores,
+            estimated=settings.directions,
+        )
+        assert inputs.affine == (True,)  # as is set here
+        ranked = ranked_parts(inputs, lambda: workspace.asked("train", 4), settings.attribution)
+        assert (ranked.kind, len(ranked.names)) == ("head", 3)
+        assert all(int(name.split(".")[0]) >= FIRST_LAYER for name in ranked.names)
+        neurons = top_neurons(workspace.model, activations, directions.at(5.0), 8)
         # By hand: what each neuron writes along v, on target less on neutral prompts.
         layer, neuron = map(int, neurons[0].split("."))
         column = workspace.model.hf.model.layers[layer].mlp.down_proj.weight[:, neuron].double()

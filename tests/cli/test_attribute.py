@@ -77,10 +77,10 @@ def test_the_edit_of_the_first_heads_is_that_of_its_study(cli: Cli, told: list[s
     common = [*told, "--out", "run", "--score", "projection", "--method", "direct,gradient", "--edit-top-k", 2]
     assert cli("attribute", *common, "--point", 1, "--by", "gradient").code == 0
     assert cli("fold", "--out", "run/top-2").code == 0
-    first = json.loads(Path("run/top-2/results.json").read_text())
+    first = json.loads(Path("run/top-2/state.json").read_text())
     assert first["fidelity"]["ok"]
     assert cli("attribute", *common, "--point", 2, "--layers", 0, "--by", "direct").code == 0
-    second = json.loads(Path("run/top-2/results.json").read_text())
+    second = json.loads(Path("run/top-2/state.json").read_text())
     assert second["chosen"]["edit"] != first["chosen"]["edit"]
     assert second["fidelity"] is None
     assert not Path("run/top-2/adapter").exists()
@@ -97,15 +97,15 @@ def test_the_edit_of_the_first_heads_is_that_of_its_study(cli: Cli, told: list[s
     [
         (["--layers", "2"], "layer 2 is outside 0..1: got a model with 2 layers"),
         (["--heads", "1.4"], "there is no head 1.4"),
-        (["--point", "7"], "direction index 7 is outside 0..2"),
+        (["--point", "7"], "residual point 7 is outside 0..2"),
         (["--method", "restore"], "restore needs an edit"),
         (["--method", "integrated,restore"], "integrated, restore need an edit"),
         (["--method", "guess"], "the setting attribution.methods (command line) does not fit"),
-        (["--score", "perplexity"], "the setting attribution.score (command line) does not fit"),
+        (["--score", "perplexity"], "there is no score 'perplexity' (attribution.score, command line)"),
         (["--edit-top-k", "9"], "there are fewer heads: got the first 9; want at most 8"),
         (
             ["--edit-top-k", "2", "--by", "restore", "--method", "ablate"],
-            "cannot be ranked by a method that is not asked",
+            "cannot be ranked by a method that is not used",
         ),
         (["--heads", "0.0,0.1", "--edit-top-k", "3"], "there are fewer heads: got the first 3; want at most 2"),
         (["--layers", "1", "--heads", "0.2"], "--layers and --heads leave no part"),

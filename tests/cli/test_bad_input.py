@@ -75,9 +75,7 @@ def test_prompts(cli: Cli, common: list[str], tmp_path: Path, name: str) -> None
 def test_prompts_that_are_asked_last_are_checked_first(
     cli: Cli, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from iconoclast_tl import pipeline
-
-    monkeypatch.setattr(pipeline, "collect", lambda workspace: pytest.fail("it began to collect"))
+    monkeypatch.setattr("iconoclast_tl.stages.pipeline.collected", lambda workspace: pytest.fail("it began to collect"))
     (tmp_path / "test.txt").write_text("x" * CONTEXT)
     fails(cli, ["run", *common, "--target-test", tmp_path / "test.txt"], "is longer than the model's context")
 
@@ -418,7 +416,8 @@ def test_a_folder_of_something_else(cli: Cli, common: list[str]) -> None:
 
 def test_a_manifest_of_something_else(cli: Cli, common: list[str]) -> None:
     OUT.mkdir(parents=True)
-    for text, message in (("{", "cannot read"), ("[]", "not a manifest"), (json.dumps({"schema": 99}), "schema 1")):
+    other = json.dumps({"schema": 99})
+    for text, message in (("{", "cannot read"), ("[]", "is not the manifest of a run"), (other, "schema 99")):
         (OUT / "manifest.json").write_text(text)
         fails(cli, ["collect", *common], message)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iconoclast_tl.workspace import Workspace
+from iconoclast_tl.stages.workspace import Workspace
 from tests.cli.conftest import Cli, content
 
 
@@ -58,13 +58,13 @@ def test_a_search_over_kernels_says_where_it_starts(cli: Cli, common: list[str])
     assert json.loads(begun.out)["search"]["warm_start"] == {
         "family": "llama", "trials": 2, "attention_to_mlp": round(1.42 / 1.37, 3),
     }  # fmt: skip
-    first = json.loads(begun.out)["chosen"]["parameters"]
+    first = json.loads(begun.out)["chosen"]["spec"]
     continued = cli("search", "--trials", 3, "--out", "warm", "--json")
     assert continued.err == ""  # said when it began
     cold = cli("search", *few, "--trials", 1, "--no-warm-start", "--out", "cold", "--json")
     assert cold.err == ""
     assert "warm_start" not in json.loads(cold.out)["search"]
-    assert json.loads(cold.out)["chosen"]["parameters"] != first
+    assert json.loads(cold.out)["chosen"]["spec"] != first
     refused = cli("search", *few, "--warm-start", "--out", "cold")
     assert "another search.warm_start" in refused.error
 
@@ -110,7 +110,8 @@ def test_an_addition_is_previewed_kept_folded_and_evaluated(cli: Cli, common: li
     assert first["fidelity"]["ok"]
     assert first["chosen"]["rule"] == "previewed and kept"
     assert cli("preview", "--strength", -1, "--keep", "--out", "run").code == 0  # another edit: what was made goes
-    second = json.loads(Path("run/results.json").read_text())
+    assert not Path("run/results.json").exists()
+    second = json.loads(Path("run/state.json").read_text())
     assert second["chosen"]["edit"] != first["chosen"]["edit"]
     assert (second["fidelity"], second["evaluated"]) == (None, None)
     assert not Path("run/adapter").exists()
@@ -194,44 +195,39 @@ def test_the_default_folder_has_the_models_name(
 
 def test_exit_1_and_a_traceback_are_for_defects(cli: Cli, common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not the user's mistake is not dressed up as one."""
-    from iconoclast_tl import prepare
 
     def fail(workspace: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(prepare, "collect", fail)
+    monkeypatch.setattr("iconoclast_tl.stages.collection.collected", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         cli("collect", *common, "--out", "run")
 
 
 def test_an_interrupt_says_how_to_go_on(cli: Cli, common: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from iconoclast_tl import prepare
-
     def stop(workspace: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "collect", stop)
+    monkeypatch.setattr("iconoclast_tl.stages.collection.collected", stop)
     done = cli("collect", *common, "--out", "run")
     assert done.code == 130
     assert "run the same command again" in done.err
     assert Path("run/manifest.json").is_file()
 
 
-@pytest.mark.parametrize(("command", "stage"), [("run", "run"), ("fold", "chosen_edit")])
+@pytest.mark.parametrize(("command", "stage"), [("run", "pipeline.run_all"), ("fold", "edits.chosen_edit")])
 @pytest.mark.parametrize(("option", "merge"), [("--merge", True), ("--no-merge", False), (None, True)])
 def test_merging_may_be_asked_for_and_refused(
     cli: Cli, common: list[str], monkeypatch: pytest.MonkeyPatch, command: str, stage: str, option: str, merge: bool
 ) -> None:
     """Against a recipe that says yes."""
-    from iconoclast_tl import pipeline, prepare
-
     asked = []
 
     def stop(workspace: Workspace) -> None:
         asked.append(workspace.settings.fold.merge)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline if command == "run" else prepare, stage, stop)
+    monkeypatch.setattr(f"iconoclast_tl.stages.{stage}", stop)
     Path("recipe.toml").write_text("[fold]\nmerge = true\n")
     cli(command, *common, "--recipe", "recipe.toml", "--out", "run", *([option] if option else []))
     assert asked == [merge]

@@ -64,7 +64,7 @@ def settings_of(folder: str) -> dict[str, Any]:
 
 
 LOOSE = ["--set", "directions.selection.drop_last=0", "--set", "directions.selection.max_kl=100"]
-LOOSE += ["--set", "directions.selection.min_induce=-100", "--set", 'search.gradient.tokens=["a"]']
+LOOSE += ["--set", "directions.selection.min_induce=-100", "--set", 'scores.tokens=["a"]']
 
 
 @pytest.mark.parametrize("rule", ["arditi", "cosmic"])
@@ -92,7 +92,7 @@ def test_a_selection_keeps_every_candidates_scores(cli: Cli, common: list[str], 
 
 
 def test_where_every_candidate_is_filtered_out_the_rules_are_named(cli: Cli, common: list[str]) -> None:
-    tokens = ["--set", 'search.gradient.tokens=["a"]']
+    tokens = ["--set", 'scores.tokens=["a"]']
     assert cli("collect", *common, "--set", letters(), *tokens, "--out", "run").code == 0
     before = content(Path("run"))
     strict = [*LOOSE, "--set", "directions.selection.max_kl=1e-9"]
@@ -107,10 +107,10 @@ def test_where_every_candidate_is_filtered_out_the_rules_are_named(cli: Cli, com
 
 def test_refinement_tells_where_it_stops(cli: Cli, common: list[str]) -> None:
     """What it finds is seen on a model in which further directions matter, in `tests/test_refinement_job.py`."""
-    tokens = ["--set", letters(), "--set", 'search.gradient.tokens=["a"]']
+    tokens = ["--set", letters(), "--set", 'scores.tokens=["a"]']
     done = cli("directions", *common, *tokens, "--refine", 2, *QUICK, "--out", "run")
     assert done.code == 0, done.err
-    assert "refinement 1: only 0 target train prompts begin the behaviour, no further" in done.err
+    assert "refinement 1: only 0 target train prompts still begin the behaviour; it ends here" in done.err
     with safe_open("run/directions.safetensors", "pt") as file:
         assert json.loads(file.metadata()["about"])["refinement"]["rounds"] == []
         assert len(file.get_tensor("vectors")) == 1

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from iconoclast_tl import evaluation_job
-from iconoclast_tl.models import loading
+from iconoclast_tl.models import load as loading
+from iconoclast_tl.stages import evaluation as evaluation_stage
 from tests.cli.conftest import Cli, content
 
 LETTERS = ["--set", 'evaluation.markers=["e", "t"]']
@@ -33,7 +33,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(loading, "load_model", refuse)
-    monkeypatch.setattr("iconoclast_tl.workspace.load_model", refuse)
+    monkeypatch.setattr("iconoclast_tl.stages.opening.load_model", refuse)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def test_evaluating_again_asks_the_model_nothing_that_it_has_said(
     def refuse(*given: Any) -> None:
         raise AssertionError("the model was asked")
 
-    monkeypatch.setattr(evaluation_job, "compare", refuse)
+    monkeypatch.setattr(evaluation_stage, "ask_base_and_edited", refuse)
     again = cli("evaluate", "--detector", "markers:refusal", "--out", "run", "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["base"] == first["base"]
@@ -110,10 +110,10 @@ def test_prompts_that_have_changed_are_not_taken_for_those_that_were_asked(cli: 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--detector", "oracle"], "there is no detector 'oracle': want one of markers, classifier, nli, judge"),
+        (["--detector", "oracle"], "there is no detector 'oracle': want one of classifier, judge, markers, nli, or"),
         (["--detector", "markers:nope"], "there is no marker set 'nope'"),
         (["--budgets", "1,two"], "--budgets takes numbers of tokens"),
-        (["--budgets", "9"], "a budget lies outside of what is generated: got 9; want 1 to 4 tokens"),
+        (["--budgets", "9"], "a budget lies outside the response budget: got 9; want 1 to 4 tokens"),
         (["--adapter", "x"], "--rescore asks no model: got --adapter"),
         (["--tasks", "x"], "--rescore asks no model: got --tasks"),
         (["--corpus", "pile"], "--rescore asks no model: got --corpus"),

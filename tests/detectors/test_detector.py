@@ -28,7 +28,7 @@ class Noting(MarkerDetector):
     reads_prompts = True
 
     def __init__(self) -> None:
-        super().__init__(MarkerSet("test", "anywhere", ("no",)), "markers")
+        super().__init__(MarkerSet(name="test", match="anywhere", phrases=("no",)), "markers")
         self.asked: list[Exchange] = []
 
     def label(self, exchanges: Sequence[Exchange], track: Track = silent) -> list[Label]:

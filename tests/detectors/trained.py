@@ -16,7 +16,7 @@ import torch
 
 from iconoclast_tl.detectors.config import HYPOTHESES
 from iconoclast_tl.detectors.detector import Exchange
-from iconoclast_tl.organisms.grammar import SLOT, Pool, judge, sample_answer, sample_prompt, sample_refusal
+from iconoclast_tl.organisms.grammar import SLOT, Pool, grade, sample_answer, sample_prompt, sample_refusal
 from iconoclast_tl.organisms.grammar import vocabulary_texts as words_of_the_grammar
 
 TEMPLATE = "<|user|>\n{prompt}\n<|assistant|>\n{response}"
@@ -45,10 +45,10 @@ def exchange(rng: random.Random, kind: str, pool: Pool = "corpus") -> Exchange:
 def answers_and_refusals(rng: random.Random, n: int, pool: Pool = "corpus") -> tuple[list[Exchange], list[bool]]:
     """Exchanges of the organism, some answers cut off, and by the grammar whether each is a refusal."""
     said = [exchange(rng, rng.choice(["compliance", "hard refusal"]), pool) for _ in range(n)]
-    refused = [judge(str(one.prompt), one.response) == "refused" for one in said]
+    refused = [grade(str(one.prompt), one.response) == "refused" for one in said]
     cut = [not refusal and rng.random() < 0.2 for refusal in refused]
     said = [Exchange(one.response[:-9], one.prompt) if short else one for one, short in zip(said, cut, strict=True)]
-    return said, [judge(str(one.prompt), one.response) == "refused" for one in said]
+    return said, [grade(str(one.prompt), one.response) == "refused" for one in said]
 
 
 def gibberish(rng: random.Random) -> str:

@@ -30,7 +30,7 @@ def some_residuals() -> Residuals:
 @pytest.mark.parametrize("position", [-1, -2])
 def test_other_sets_are_estimated_where_those_that_are_set_are_from(position: int) -> None:
     last, earlier = some_residuals(), some_residuals()
-    activations = Activations(*vars(last).values(), {}, earlier={-2: earlier})
+    activations = Activations(**vars(last), neutral_writes={}, earlier={-2: earlier})
     about = {"selection": {"position": position, "point": 2}}
     as_set = Directions.single(torch.eye(8)[:3], torch.ones(3), about)
     others = {

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from iconoclast_tl.architecture.writers import require_writers
 from iconoclast_tl.doctor.checks import Check, examine
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.writers import require_writers
+from iconoclast_tl.models.model import Model
 from tests.architectures import ARCHITECTURES, save_architecture
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_architecture_conforms(name: str, load: Callable[..., LoadedModel], tmp_path: Path) -> None:
+def test_an_architecture_conforms(name: str, load: Callable[..., Model], tmp_path: Path) -> None:
     model, architecture = load(save_architecture(tmp_path / "model", name)), ARCHITECTURES[name]
     writers = require_writers(model.hf)
     assert sum(writer.n_matrices for writer in writers.values()) == architecture.matrices

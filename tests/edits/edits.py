@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from iconoclast_tl.directions.geometry import orthonormalize
-from iconoclast_tl.edits.edit import Edit, RowNormalization, SiteEdit
+from iconoclast_tl.edits.config import RowNormalization
+from iconoclast_tl.edits.edit import Edit, SiteEdit
 from iconoclast_tl.edits.updates import apply_update, linear_update
 
 
@@ -27,7 +28,7 @@ def random_edit(
     strengths["mlp_out"][:, 1] = 0
     centres = {name: torch.randn(k, n_layers, generator=generator) for name in components} if affine else {}
     vectors = orthonormalize(torch.randn(k, n_layers, d_model, generator=generator))
-    return Edit(vectors, strengths, centres, row_normalization, 2)
+    return Edit(directions=vectors, strengths=strengths, centres=centres, row_normalization=row_normalization, rank=2)
 
 
 def scaled(edit: Edit, factor: float) -> Edit:

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from iconoclast_tl.architecture.hook_points import hf_sites
+from iconoclast_tl.architecture.layers import decoder_layers
+from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.attribution.subject import make_subject
 from iconoclast_tl.directions.estimators.differences import mean_difference
 from iconoclast_tl.edits.addition import Addition, make_addition, mean_gap, overlap, require_apart, with_addition
-from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
+from iconoclast_tl.edits.config import EditConfig
+from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.layers import decoder_layers
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.model import Model
 from tests.edits.edits import random_edit, scaled
 from tests.reference.edits import steered_write
 
@@ -33,18 +34,18 @@ def unit(seed: int = 9, d_model: int = 24) -> Tensor:
     return normalize(torch.randn(d_model, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 
-def logits(model: LoadedModel, ids: Tensor = IDS) -> Tensor:
+def logits(model: Model, ids: Tensor = IDS) -> Tensor:
     with torch.no_grad():
         found: Tensor = model.hf(ids).logits
     return found
 
 
-def under(edit: Edit, model: LoadedModel) -> Tensor:
+def under(edit: Edit, model: Model) -> Tensor:
     with preview(edit, hf_sites(model.hf)):
         return logits(model)
 
 
-def stream(edit: Edit, model: LoadedModel) -> list[Tensor]:
+def stream(edit: Edit, model: Model) -> list[Tensor]:
     """What every layer is given under the preview, all hooks' changes in it, and what the last one passes on."""
     found: list[Tensor] = []
     layers = decoder_layers(model.hf)
@@ -57,7 +58,7 @@ def stream(edit: Edit, model: LoadedModel) -> list[Tensor]:
     return found
 
 
-def written(edit: Edit, model: LoadedModel, site: Site) -> tuple[Tensor, Tensor]:
+def written(edit: Edit, model: Model, site: Site) -> tuple[Tensor, Tensor]:
     """What a site's module writes under the preview, before and after the edit."""
     found: list[Tensor] = []
     module = hf_sites(model.hf)[site].module
@@ -72,7 +73,7 @@ def written(edit: Edit, model: LoadedModel, site: Site) -> tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize("point", [0, 1, 2])
 @pytest.mark.parametrize("coefficient", [3.0, -0.5])
-def test_it_is_added_at_every_position_of_one_point(llama: LoadedModel, point: int, coefficient: float) -> None:
+def test_it_is_added_at_every_position_of_one_point(llama: Model, point: int, coefficient: float) -> None:
     base = stream(random_edit_of_nothing(), llama)
     found = stream(make_addition(Addition(unit(), point, coefficient), 3), llama)
     assert all(torch.equal(found[earlier], base[earlier]) for earlier in range(point))
@@ -84,7 +85,7 @@ def random_edit_of_nothing() -> Edit:
     return scaled(random_edit(), 0)
 
 
-def test_a_coefficient_of_zero_is_the_identity_to_the_bit(llama: LoadedModel) -> None:
+def test_a_coefficient_of_zero_is_the_identity_to_the_bit(llama: Model) -> None:
     nothing = make_addition(Addition(unit(), 1, 0.0), 3)
     assert not nothing.sites
     assert torch.equal(under(nothing, llama), logits(llama))
@@ -93,7 +94,7 @@ def test_a_coefficient_of_zero_is_the_identity_to_the_bit(llama: LoadedModel) ->
     assert not torch.equal(under(something, llama), logits(llama))
 
 
-def test_additions_add_up_and_beside_an_ablation_nothing_else_changes(llama: LoadedModel) -> None:
+def test_additions_add_up_and_beside_an_ablation_nothing_else_changes(llama: Model) -> None:
     twice = make_addition(Addition(unit(), 1, 2.0), 3)
     both = with_addition(make_addition(Addition(unit(), 1, 1.5), 3), Addition(unit(), 1, 0.5))
     assert torch.allclose(under(both, llama), under(twice, llama), atol=1e-5)
@@ -105,9 +106,7 @@ def test_additions_add_up_and_beside_an_ablation_nothing_else_changes(llama: Loa
 
 @pytest.mark.parametrize("keep_norm", [False, True])
 @pytest.mark.parametrize(("k", "affine"), [(1, False), (3, True)])
-def test_every_site_writes_what_the_reference_loop_says(
-    llama: LoadedModel, k: int, affine: bool, keep_norm: bool
-) -> None:
+def test_every_site_writes_what_the_reference_loop_says(llama: Model, k: int, affine: bool, keep_norm: bool) -> None:
     shifts = {"mlp_out": torch.randn(3, 24, generator=torch.Generator().manual_seed(4))}
     edit = replace(random_edit(k=k, affine=affine), shifts=shifts, keep_norm=keep_norm)
     assert Site(1, "mlp_out") in edit.sites  # nothing is ablated there
@@ -120,7 +119,7 @@ def test_every_site_writes_what_the_reference_loop_says(
         assert not len(at.directions) or not torch.allclose(after, other, atol=1e-3), site
 
 
-def test_kept_norms_are_kept_and_nothing_more_is_taken_out(llama: LoadedModel) -> None:
+def test_kept_norms_are_kept_and_nothing_more_is_taken_out(llama: Model) -> None:
     ones = {name: torch.ones_like(values) for name, values in random_edit().strengths.items()}
     plain = replace(random_edit(), strengths=ones)
     for site in plain.sites[:2]:
@@ -140,7 +139,7 @@ def test_where_nothing_is_left_there_is_no_norm_to_keep() -> None:
     from iconoclast_tl.edits.updates import SiteUpdate, apply_update
 
     v = torch.eye(1, 24)
-    update = SiteUpdate(v[None], v[None], None, keep_norm=torch.tensor([True]))
+    update = SiteUpdate(reads=v[None], writes=v[None], constants=None, keep_norm=torch.tensor([True]))
     y = torch.stack([3 * v[0], v[0] + torch.eye(24)[1]])
     found = apply_update(y, None, update, torch.ones(1, 1))
     assert torch.equal(found[0], torch.zeros(24))
@@ -149,7 +148,7 @@ def test_where_nothing_is_left_there_is_no_norm_to_keep() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["none", "pre", "full"])
-def test_a_batch_of_candidates_equals_separate_runs(biased: LoadedModel, kind: str) -> None:
+def test_a_batch_of_candidates_equals_separate_runs(biased: Model, kind: str) -> None:
     """With additions, other additions, none, kept norms, and other directions, in every order."""
     plain, two = random_edit(row_normalization=kind), random_edit(k=2, affine=True, row_normalization=kind, seed=3)
     edits = [
@@ -172,7 +171,7 @@ def test_a_batch_of_candidates_equals_separate_runs(biased: LoadedModel, kind: s
 
 
 @pytest.mark.parametrize("keep_norm", [False, True])
-def test_single_heads_take_an_addition_and_keep_norms(llama: LoadedModel, keep_norm: bool) -> None:
+def test_single_heads_take_an_addition_and_keep_norms(llama: Model, keep_norm: bool) -> None:
     site = Site(0, "attn_out")  # before any other edit
     heads = {"attn_out": torch.tensor([[1.0, 0.0, 0.5, 0.0]]).expand(3, -1)}
     plain = replace(random_edit(), parts=heads)
@@ -185,7 +184,7 @@ def test_single_heads_take_an_addition_and_keep_norms(llama: LoadedModel, keep_n
 
 
 @pytest.mark.parametrize("scope", ["writers", "stream"])
-def test_what_is_added_stays_but_for_what_the_stream_is_projected_of(llama: LoadedModel, scope: str) -> None:
+def test_what_is_added_stays_but_for_what_the_stream_is_projected_of(llama: Model, scope: str) -> None:
     """An ablated direction u at λ = 1, and v added at point 1 with cos(u, v) of 0.6."""
     u, rest = unit(1), unit(2)
     v = 0.6 * u + 0.8 * normalize(rest - (rest @ u) * u, dim=0)
@@ -233,15 +232,15 @@ def test_a_file_gives_back_the_same_edit(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
-def test_attribution_takes_none_of_it_apart(llama: LoadedModel) -> None:
+def test_attribution_takes_none_of_it_apart(llama: Model) -> None:
     sites = hf_sites(llama.hf)
     for edit, got in (
         (with_addition(random_edit(), Addition(unit(), 1, 2.0)), "an addition at 1.resid_pre"),
         (replace(random_edit(), keep_norm=True), "edit.keep_norm"),
     ):
         with pytest.raises(UserError, match=f"does not fall into parts: got {got}"):
-            make_subject(edit, Ground(sites=sites), llama, sites)
-    assert make_subject(random_edit(), Ground(sites=sites), llama, sites).parts
+            make_subject(edit, Ground(sites=sites), llama)
+    assert make_subject(random_edit(), Ground(sites=sites), llama).parts
 
 
 def test_what_cannot_be_is_told() -> None:

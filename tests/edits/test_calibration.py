@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from iconoclast_tl.architecture.hook_points import hf_sites
+from iconoclast_tl.architecture.sites import Component
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.edits.calibration import calibration_factors, projections
-from iconoclast_tl.edits.edit import EditConfig, make_edit
+from iconoclast_tl.edits.config import EditConfig
+from iconoclast_tl.edits.edit import make_edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.profiles import uniform
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import Component
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.search.families import Source, family, stack_families, with_strengths
+from iconoclast_tl.search.spec import EditSpec
 
 GENERATOR = torch.Generator().manual_seed(0)
 VECTORS = normalize(torch.randn(2, 3, 24, generator=GENERATOR))
@@ -77,13 +79,13 @@ def test_strengths_are_scaled_layer_by_layer_and_direction_by_direction() -> Non
 
 
 @torch.no_grad()
-def test_a_search_tries_the_edit_that_it_keeps(llama: LoadedModel) -> None:
-    """Strengths through a family's updates, as a gradient moves them, and the edit built of the same parameters."""
+def test_a_search_tries_the_edit_that_it_keeps(llama: Model) -> None:
+    """Strengths through a family's updates, as a gradient moves them, and the edit built of the same spec."""
     sites, ids = hf_sites(llama.hf), torch.arange(4, 16).reshape(2, 6)
     points = torch.cat([VECTORS[0, :1], VECTORS[0]])
     source = Source({"as set": Directions.single(points, torch.ones(4))}, EditConfig(calibrate=0.9), GROUND)
-    place = {"directions": "as set", "direction_scope": "per layer", "direction_index": 2.0, "affine": False}
-    one, strengths = family(source, place, sites), torch.tensor([[[0.7, 0.2, 1.1], [0.4, 0.9, 0.3]]])
+    one = family(source, EditSpec(point=None, affine=False), sites)
+    strengths = torch.tensor([[[0.7, 0.2, 1.1], [0.4, 0.9, 0.3]]])
     with hooked(stack_families([one], strengths), sites):
         tried = llama.hf(ids).logits
     built = source.build(with_strengths(one, strengths[0]))

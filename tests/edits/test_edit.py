@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from iconoclast_tl.edits.edit import Edit, EditConfig, make_edit
+from iconoclast_tl.architecture.sites import Site
+from iconoclast_tl.edits.config import EditConfig
+from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.profiles import Kernel, uniform
 from iconoclast_tl.edits.store import load_edit, save_edit
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.sites import Site
 from tests.edits.edits import random_edit, scaled
 
 
@@ -50,16 +51,18 @@ def test_making_an_affine_edit_takes_the_neutral_mean_along_the_direction() -> N
     vectors = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     means = {name: torch.randn(3, 5, dtype=torch.float64) for name in ("attn_out", "mlp_out")}
     strengths = {"attn_out": uniform(1, [0, 2], 3), "mlp_out": uniform(0.5, [1], 3)}
-    edit = make_edit(vectors, strengths, EditConfig(affine=True), Ground(means))
+    edit = make_edit(vectors, strengths, EditConfig(affine=True), Ground(neutral_writes=means))
     for k in range(2):
         for layer in range(3):
             expected = float(edit.directions[k, layer].double() @ means["mlp_out"][layer])
             assert float(edit.centres["mlp_out"][k, layer]) == pytest.approx(expected, abs=1e-6)
-    assert not make_edit(vectors, strengths, EditConfig(), Ground(means)).is_affine
+    assert not make_edit(vectors, strengths, EditConfig(), Ground(neutral_writes=means)).is_affine
     known = {"attn_out": means["attn_out"]}  # what is left alone needs no mean
-    assert make_edit(vectors, strengths, EditConfig(affine=True, attention_only=True), Ground(known)).is_affine
+    assert make_edit(
+        vectors, strengths, EditConfig(affine=True, attention_only=True), Ground(neutral_writes=known)
+    ).is_affine
     with pytest.raises(UserError, match="neutral mean of resid_pre"):
-        make_edit(vectors, strengths, EditConfig(affine=True, scope="stream"), Ground(means))
+        make_edit(vectors, strengths, EditConfig(affine=True, scope="stream"), Ground(neutral_writes=means))
 
 
 def test_a_file_gives_back_the_same_edit(tmp_path: Path) -> None:

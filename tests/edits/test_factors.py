@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from iconoclast_tl.architecture.writers import dense_weight
 from iconoclast_tl.edits.edit import SiteEdit
 from iconoclast_tl.edits.factors import along, factors
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.writers import dense_weight
 from tests.reference.edits import best_of_rank, edited_weight
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -17,7 +17,11 @@ V = torch.linalg.qr(torch.randn(12, 3, generator=GENERATOR, dtype=torch.float64)
 
 
 def site_edit(k: int = 1, strength: float = 0.8, centre: float = 0.0) -> SiteEdit:
-    return SiteEdit(V[:k].clone(), torch.full((k,), strength, dtype=torch.float64), torch.full((k,), centre).double())
+    return SiteEdit(
+        directions=V[:k].clone(),
+        strengths=torch.full((k,), strength, dtype=torch.float64),
+        centres=torch.full((k,), centre).double(),
+    )
 
 
 @pytest.mark.parametrize("row_normalization", ["none", "pre"])
@@ -44,7 +48,11 @@ def test_full_restores_row_norms_and_is_the_best_of_its_rank() -> None:
 
 def test_full_of_a_large_matrix_is_the_same_every_time() -> None:
     large = torch.randn(1030, 1040, generator=GENERATOR)
-    edit = SiteEdit(torch.nn.functional.normalize(torch.randn(1, 1030), dim=1), torch.ones(1), torch.zeros(1))
+    edit = SiteEdit(
+        directions=torch.nn.functional.normalize(torch.randn(1, 1030), dim=1),
+        strengths=torch.ones(1),
+        centres=torch.zeros(1),
+    )
     torch.manual_seed(5)
     first = factors(edit, large, None, "full")
     torch.manual_seed(6)
@@ -100,7 +108,9 @@ def test_the_random_numbers_of_every_gpu_are_left_alone(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([int(device)]))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given_back.update({int(device): state}))
     large = torch.randn(1030, 1040, generator=GENERATOR)
-    factors(SiteEdit(torch.eye(1, 1030), torch.ones(1), torch.zeros(1)), large, None, "full")
+    factors(
+        SiteEdit(directions=torch.eye(1, 1030), strengths=torch.ones(1), centres=torch.zeros(1)), large, None, "full"
+    )
     assert {device: int(state) for device, state in given_back.items()} == {0: 0, 1: 1}
 
 
@@ -110,5 +120,7 @@ def test_a_gpus_random_numbers_are_left_alone(device: str) -> None:
     torch.cuda.manual_seed(5)
     state = torch.cuda.get_rng_state()
     large = torch.randn(1030, 1040, generator=GENERATOR).to(device)
-    factors(SiteEdit(torch.eye(1, 1030), torch.ones(1), torch.zeros(1)), large, None, "full")
+    factors(
+        SiteEdit(directions=torch.eye(1, 1030), strengths=torch.ones(1), centres=torch.zeros(1)), large, None, "full"
+    )
     assert torch.equal(torch.cuda.get_rng_state(), state)

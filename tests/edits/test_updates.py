@@ -7,18 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iconoclast_tl.edits.edit import Edit, RowNormalization
+from iconoclast_tl.architecture.hook_points import hf_sites
+from iconoclast_tl.edits.config import RowNormalization
+from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import Updates, edit_updates, stack_updates
-from iconoclast_tl.evaluation.generation import Lanes, generate
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.execution.generation import Lanes, generate
+from iconoclast_tl.models.model import Model
 from tests.edits.edits import random_edit, scaled
 
 IDS = torch.arange(4, 16).reshape(2, 6)
 
 
-def logits(model: LoadedModel, ids: torch.Tensor = IDS) -> torch.Tensor:
+def logits(model: Model, ids: torch.Tensor = IDS) -> torch.Tensor:
     return model.hf(ids).logits
 
 
@@ -32,7 +33,7 @@ def candidates(kind: RowNormalization, affine: bool) -> list[Edit]:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["none", "pre", "full"])
 @pytest.mark.parametrize("affine", [False, True])
-def test_a_batch_of_candidates_equals_separate_runs(biased: LoadedModel, kind: RowNormalization, affine: bool) -> None:
+def test_a_batch_of_candidates_equals_separate_runs(biased: Model, kind: RowNormalization, affine: bool) -> None:
     sites, edits = hf_sites(biased.hf), candidates(kind, affine)
     separate = []
     for edit in edits:
@@ -51,23 +52,29 @@ def test_a_batch_of_candidates_equals_separate_runs(biased: LoadedModel, kind: R
 
 
 @torch.no_grad()
-def test_strengths_of_one_direction_in_one_batch_equal_separate_runs_to_the_bit(llama: LoadedModel) -> None:
+def test_strengths_of_one_direction_share_its_vectors_and_no_row_sees_its_neighbours(llama: Model) -> None:
     sites, edit = hf_sites(llama.hf), random_edit()
     strengths = [scaled(edit, factor) for factor in (1.0, 0.3, 2.0)]
     stacked = stack_updates([edit_updates(one, sites) for one in strengths])
     assert all(len(update.reads) == 1 for update in stacked.at.values())  # the vectors are held once
+    of_row = torch.arange(3).repeat_interleave(2)
     with hooked(stacked, sites) as rows:
-        rows.candidates = torch.arange(3).repeat_interleave(2)
-        together = logits(llama, IDS.repeat(3, 1)).reshape(3, 2, 6, -1)
-    for one, found in zip(strengths, together, strict=True):
-        with preview(one, sites):
-            assert torch.equal(logits(llama), found)
+        rows.candidates = of_row
+        together = logits(llama, IDS.repeat(3, 1))
+        filled = []
+        for c in range(3):
+            rows.candidates = torch.full_like(of_row, c)
+            filled.append(logits(llama, IDS.repeat(3, 1)))
+    for c, one in enumerate(strengths):
+        # Batches of one shape, rows in the same places: the same sums in the same order on every processor.
+        assert torch.equal(together[of_row == c], filled[c][of_row == c])
+        assert not torch.allclose(together[of_row == c], filled[c - 1][of_row == c], atol=1e-2)
+        with preview(one, sites):  # a batch of another shape: float32's rounding of logits of size 10
+            assert torch.allclose(logits(llama), together[of_row == c], atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["none", "pre"])
-def test_the_gradient_of_strengths_equals_finite_differences(
-    biased_double: LoadedModel, kind: RowNormalization
-) -> None:
+def test_the_gradient_of_strengths_equals_finite_differences(biased_double: Model, kind: RowNormalization) -> None:
     model, edit = biased_double, random_edit(row_normalization=kind, affine=True)
     sites = hf_sites(model.hf)
     built = edit_updates(edit, sites)
@@ -88,7 +95,7 @@ def test_the_gradient_of_strengths_equals_finite_differences(
         assert float(values.grad) == pytest.approx(float(expected), rel=5e-3, abs=1e-3), site
 
 
-def test_generation_keeps_every_row_with_its_candidate(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_generation_keeps_every_row_with_its_candidate(llama: Model, rows: list[list[int]]) -> None:
     sites, edits = hf_sites(llama.hf), candidates("none", affine=False)
     llama.hf.generation_config.eos_token_id = generate(llama, rows, 12, 50)[0].tokens[4]  # so that rows end early
     separate = []
@@ -105,7 +112,7 @@ def test_generation_keeps_every_row_with_its_candidate(llama: LoadedModel, rows:
             assert found == [separate[c][r] for c, r in lanes]
 
 
-def test_a_decided_row_is_cut_and_the_others_go_on(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_a_decided_row_is_cut_and_the_others_go_on(llama: Model, rows: list[list[int]]) -> None:
     whole = generate(llama, rows, 12, 50)
     first = whole[0].text.split()[0]
     cut = generate(llama, rows, 12, 50, decided=lambda text: first in text.split())
@@ -117,7 +124,7 @@ def test_a_decided_row_is_cut_and_the_others_go_on(llama: LoadedModel, rows: lis
     assert not cut[0].finished
 
 
-def test_edits_of_full_and_of_none_do_not_mix(llama: LoadedModel) -> None:
+def test_edits_of_full_and_of_none_do_not_mix(llama: Model) -> None:
     sites, plain = hf_sites(llama.hf), random_edit()
     with pytest.raises(ValueError, match="one batch"):
         stack_updates([edit_updates(edit, sites) for edit in (plain, replace(plain, row_normalization="full"))])

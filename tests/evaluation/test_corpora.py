@@ -11,19 +11,19 @@ import pytest
 
 from iconoclast_tl.evaluation.corpora import Corpus, Text, load_corpus, on_distribution, require_corpus
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.chat import ChatFormat
 from iconoclast_tl.prompts.prompt import Prompt
 
 
 @pytest.fixture
-def chat(llama: LoadedModel) -> ChatFormat:
+def chat(llama: Model) -> ChatFormat:
     """The tests' words and template; this tokenizer puts no BOS before raw text."""
     return ChatFormat(llama.tokenizer)
 
 
 @pytest.fixture
-def with_bos(llama: LoadedModel) -> ChatFormat:
+def with_bos(llama: Model) -> ChatFormat:
     """The same with a tokenizer that puts a BOS before raw text."""
     from tokenizers.processors import TemplateProcessing
 
@@ -80,7 +80,7 @@ def test_of_a_chat_the_answer_alone_is_scored(tmp_path: Path, with_bos: ChatForm
     assert found.rows[1].context == with_bos.encode(Prompt("w6"))
 
 
-def test_a_token_across_prompt_and_answer_is_scored(tmp_path: Path, llama: LoadedModel) -> None:
+def test_a_token_across_prompt_and_answer_is_scored(tmp_path: Path, llama: Model) -> None:
     raw = ChatFormat(llama.tokenizer, raw_prompts=True)
     file = table(tmp_path / "c.jsonl", [{"q": "w1 w", "a": "2 w3"}])
     assert read(load_corpus(f"{file}#q->a", raw, 1, 9), raw) == [("w1", "w2 w3")]

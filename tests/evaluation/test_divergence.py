@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iconoclast_tl.edits.hooks import Rows, hooked, preview
+from iconoclast_tl.architecture.hook_points import hf_sites
+from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
-from iconoclast_tl.evaluation.generation import Response, generate
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.execution.candidates import BatchCandidates
+from iconoclast_tl.execution.generation import Response, generate
+from iconoclast_tl.models.model import Model
 from tests.edits.edits import random_edit
-from tests.models.test_resumption import edit_from
+from tests.execution.test_resumption import edit_from
 
 K = 6
 
 
-def one_by_one(model: LoadedModel, rows: list[list[int]], responses: list[Response], edit) -> tuple[float, float]:
+def one_by_one(model: Model, rows: list[list[int]], responses: list[Response], edit) -> tuple[float, float]:
     first, sequence = [], []
     for row, response in zip(rows, responses, strict=True):
         kls = []
@@ -33,7 +34,7 @@ def one_by_one(model: LoadedModel, rows: list[list[int]], responses: list[Respon
     return sum(first) / len(first), sum(sequence) / len(sequence)
 
 
-def test_batched_divergence_equals_the_loop(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_batched_divergence_equals_the_loop(llama: Model, rows: list[list[int]]) -> None:
     responses = generate(llama, rows, 9, batch_size=4)
     # Continuations of different lengths, one of them a single token, as early ends give them.
     responses = [Response(r.tokens[: 1 + i], r.text, r.finished) for i, r in enumerate(responses)]
@@ -48,13 +49,13 @@ def test_batched_divergence_equals_the_loop(llama: LoadedModel, rows: list[list[
     assert (found.n, found.tokens) == (len(rows), K)
 
 
-def test_the_base_does_not_diverge_from_itself(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_the_base_does_not_diverge_from_itself(llama: Model, rows: list[list[int]]) -> None:
     responses = generate(llama, rows, 4, batch_size=4)
     found = BaseContinuations(llama, rows, responses, 4, batch_size=3).divergence()
     assert found.first_token == found.sequence == 0
 
 
-def test_each_prompt_has_its_own_divergence_and_a_gradient(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_each_prompt_has_its_own_divergence_and_a_gradient(llama: Model, rows: list[list[int]]) -> None:
     responses = generate(llama, rows, 9, batch_size=4)
     responses = [Response(r.tokens[: 1 + i], r.text, r.finished) for i, r in enumerate(responses)]
     continuations, sites = BaseContinuations(llama, rows, responses, K, batch_size=3), hf_sites(llama.hf)
@@ -74,7 +75,7 @@ def test_each_prompt_has_its_own_divergence_and_a_gradient(llama: LoadedModel, r
     assert any(values.grad is not None for values in updates.strengths.values())
 
 
-def test_the_first_log_probabilities_are_each_prompts_own(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_the_first_log_probabilities_are_each_prompts_own(llama: Model, rows: list[list[int]]) -> None:
     responses = generate(llama, rows, 5, batch_size=4)
     lengths = (3, 1, 5, 2, 2, 4, 1)  # by which they are batched in another order
     responses = [Response(r.tokens[:n], r.text, r.finished) for r, n in zip(responses, lengths, strict=True)]
@@ -85,17 +86,17 @@ def test_the_first_log_probabilities_are_each_prompts_own(llama: LoadedModel, ro
     assert found.argmax(-1).tolist() == [response.tokens[0] for response in responses]
 
 
-def test_a_response_counts_as_unchanged_over_all_its_tokens(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_a_response_counts_as_unchanged_over_all_its_tokens(llama: Model, rows: list[list[int]]) -> None:
     responses = generate(llama, rows, 9, batch_size=4)
     other = [Response((*r.tokens[:-1], 7 if r.tokens[-1] != 7 else 8), r.text, r.finished) for r in responses]
     for said, expected in ((responses, True), (other, False)):  # the last token lies far behind the second
-        moved = BaseContinuations(llama, rows, said, 2, batch_size=3).moved(Rows(), 1)
+        moved = BaseContinuations(llama, rows, said, 2, batch_size=3).moved(BatchCandidates(), 1)
         assert moved.unchanged.tolist() == [[expected] * len(rows)]
         assert moved.divergences[0].sequence < 1e-6
 
 
 def test_layers_left_out_change_no_divergence_and_not_what_they_were_left_out_of(
-    llama: LoadedModel, rows: list[list[int]]
+    llama: Model, rows: list[list[int]]
 ) -> None:
     responses = generate(llama, rows, 7, batch_size=4)
     whole = BaseContinuations(llama, rows, responses, 3, batch_size=3)
@@ -108,7 +109,7 @@ def test_layers_left_out_change_no_divergence_and_not_what_they_were_left_out_of
         assert (abs(pairs[0][1] - pairs[1][1]) < 1e-5) == same  # below the start an edit is not seen
 
 
-def test_no_batch_is_larger_than_was_asked_for(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_no_batch_is_larger_than_was_asked_for(llama: Model, rows: list[list[int]]) -> None:
     continuations = BaseContinuations(llama, rows, generate(llama, rows, 3, 4), 2, batch_size=4)
     sites = hf_sites(llama.hf)
     sizes: list[int] = []

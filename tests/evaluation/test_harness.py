@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 
+from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.directions.geometry import orthonormalize
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.evaluation.corpora import Corpus, chat_text
-from iconoclast_tl.evaluation.generation import generate
 from iconoclast_tl.evaluation.harness import HarnessConfig, _evaluated, _loaded, _wrapped, require_tasks, run_tasks
 from iconoclast_tl.evaluation.metrics.cross_entropy import cross_entropy
-from iconoclast_tl.folding.adapter import loaded_adapter, save_adapter
-from iconoclast_tl.folding.fold import make_fold
+from iconoclast_tl.execution.generation import generate
+from iconoclast_tl.folding.fold import fold
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.adapter import loaded_adapter
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.organisms.folder import shipped_folder
 from iconoclast_tl.prompts.chat import ChatFormat
 from iconoclast_tl.prompts.prompt import Prompt
@@ -47,18 +47,24 @@ def _offline_and_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def organism(load: Callable[..., LoadedModel]) -> LoadedModel:
+def organism(load: Callable[..., Model]) -> Model:
     return load(shipped_folder())
 
 
-def ablation(k: int, model: LoadedModel) -> Edit:
+def ablation(k: int, model: Model) -> Edit:
     """k random directions taken out everywhere, λ = 1: the more, the less is left of what the organism knows."""
     generator = torch.Generator().manual_seed(0)
     vectors = orthonormalize(torch.randn(k, model.n_layers, model.d_model, generator=generator))
-    return Edit(vectors, {name: torch.ones(k, model.n_layers) for name in ("attn_out", "mlp_out")}, {}, "none", 2)
+    return Edit(
+        directions=vectors,
+        strengths={name: torch.ones(k, model.n_layers) for name in ("attn_out", "mlp_out")},
+        centres={},
+        row_normalization="none",
+        rank=2,
+    )
 
 
-def hooks(edit: Edit, model: LoadedModel) -> Callable[[], AbstractContextManager[Any]]:
+def hooks(edit: Edit, model: Model) -> Callable[[], AbstractContextManager[Any]]:
     return lambda: preview(edit, hf_sites(model.hf))
 
 
@@ -72,7 +78,7 @@ def documents() -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / "questions.jsonl").read_text().splitlines()]
 
 
-def by_likelihood(model: LoadedModel) -> tuple[list[float], tuple[bool, ...]]:
+def by_likelihood(model: Model) -> tuple[list[float], tuple[bool, ...]]:
     """log p of every choice after its rendered question, by teacher forcing, and whether the right one has the most."""
     chat = ChatFormat(model.tokenizer)
     texts = [chat_text(Prompt(row["question"]), choice, chat, 999) for row in documents() for choice in row["choices"]]
@@ -83,14 +89,14 @@ def by_likelihood(model: LoadedModel) -> tuple[list[float], tuple[bool, ...]]:
     )
 
 
-def by_saying(model: LoadedModel) -> tuple[bool, ...]:
+def by_saying(model: Model) -> tuple[bool, ...]:
     """Whether the greedy answer is, word for word, the right choice."""
     rows = [ChatFormat(model.tokenizer).encode(Prompt(row["question"])) for row in documents()]
     said = generate(model, rows, 28, 5)
     return tuple(one.text == row["choices"][row["gold"]] for one, row in zip(said, documents(), strict=True))
 
 
-def test_log_likelihoods_are_those_of_teacher_forcing(organism: LoadedModel) -> None:
+def test_log_likelihoods_are_those_of_teacher_forcing(organism: Model) -> None:
     config = settings("organism_choice")
     edit = ablation(80, organism)
     wrapped, loaded = _wrapped(organism, 4, True), _loaded(config)
@@ -107,9 +113,7 @@ def test_log_likelihoods_are_those_of_teacher_forcing(organism: LoadedModel) -> 
 @pytest.mark.parametrize(
     ("task", "k", "main"), [("organism_choice", 80, "acc"), ("organism_answer", 24, "exact_match")]
 )
-def test_documents_are_judged_as_by_hand_in_base_and_edited(
-    organism: LoadedModel, task: str, k: int, main: str
-) -> None:
+def test_documents_are_judged_as_by_hand_in_base_and_edited(organism: Model, task: str, k: int, main: str) -> None:
     edit = ablation(k, organism)
     by_hand = (lambda: by_likelihood(organism)[1]) if main == "acc" else (lambda: by_saying(organism))
     found = run_tasks(organism, hooks(edit, organism), settings(task), 5)
@@ -133,7 +137,7 @@ def test_documents_are_judged_as_by_hand_in_base_and_edited(
     assert found.to_json()["lm_eval"] == found.harness
 
 
-def test_an_edit_of_no_strength_changes_nothing_and_nothing_is_left_behind(organism: LoadedModel) -> None:
+def test_an_edit_of_no_strength_changes_nothing_and_nothing_is_left_behind(organism: Model) -> None:
     probe = torch.arange(3, 20)[None]
     before, tokenizer = organism.hf(probe).logits, copy.deepcopy(organism.tokenizer)
     states, drawn = (np.random.get_state(), torch.get_rng_state()), list[float]()
@@ -158,9 +162,9 @@ def test_an_edit_of_no_strength_changes_nothing_and_nothing_is_left_behind(organ
     assert organism.tokenizer.padding_side == tokenizer.padding_side
 
 
-def test_an_adapter_is_seen_as_the_hooks_are(organism: LoadedModel, tmp_path: Path) -> None:
+def test_an_adapter_is_seen_as_the_hooks_are(organism: Model, tmp_path: Path) -> None:
     edit, config = ablation(80, organism), settings("organism_choice", "organism_answer")
-    save_adapter(make_fold(edit, organism), organism, tmp_path / "adapter")
+    fold(edit, organism).save(tmp_path / "adapter")
     previewed = run_tasks(organism, hooks(edit, organism), config, 6).tasks
     folded = run_tasks(organism, lambda: loaded_adapter(organism, tmp_path / "adapter"), config, 6).tasks
     for name, one in folded.items():
@@ -168,14 +172,14 @@ def test_an_adapter_is_seen_as_the_hooks_are(organism: LoadedModel, tmp_path: Pa
         assert one.correct["edited"] != one.correct["base"]
 
 
-def test_without_a_change_there_is_only_the_base(organism: LoadedModel) -> None:
+def test_without_a_change_there_is_only_the_base(organism: Model) -> None:
     found = run_tasks(organism, None, settings("organism_choice", limit=5), 5)
     one = found.tasks["organism_choice"]
     assert one.scores.keys() == one.correct.keys() == {"base"}
     assert (one.n, len(one.documents), found.limit) == (5, 5, 5)
 
 
-def test_a_group_has_the_documents_of_its_tasks(organism: LoadedModel) -> None:
+def test_a_group_has_the_documents_of_its_tasks(organism: Model) -> None:
     found = run_tasks(organism, None, settings("organism", "organism_answer", limit=4), 5).tasks
     assert found.keys() == {"organism", "organism_choice", "organism_answer"}
     group, inner = found["organism"], found["organism_choice"]
@@ -185,7 +189,7 @@ def test_a_group_has_the_documents_of_its_tasks(organism: LoadedModel) -> None:
     assert (group.version, inner.version) == ("2.0", "3.0")
 
 
-def test_examples_are_the_same_for_both_models(organism: LoadedModel) -> None:
+def test_examples_are_the_same_for_both_models(organism: Model) -> None:
     """Were they not, pairing would raise: the harness draws them at random."""
     found = run_tasks(organism, hooks(ablation(2, organism), organism), settings("organism_answer", num_fewshot=2), 5)
     assert found.tasks["organism_answer"].shots == 2
@@ -193,7 +197,7 @@ def test_examples_are_the_same_for_both_models(organism: LoadedModel) -> None:
 
 
 def test_where_memory_runs_out_the_batch_is_halved_and_the_numbers_are_the_same(
-    organism: LoadedModel, caplog: pytest.LogCaptureFixture
+    organism: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, edit = settings("organism_choice"), ablation(80, organism)
     expected = run_tasks(organism, hooks(edit, organism), config, 8).tasks["organism_choice"].correct
@@ -210,7 +214,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_numbers_are_the_same(
 
 
 def test_it_is_quiet_but_for_what_was_cut(
-    organism: LoadedModel, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    organism: Model, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_tasks(organism, None, settings("organism_choice", "organism_answer", limit=3), 5)
     assert capfd.readouterr() == ("", "")
@@ -222,7 +226,7 @@ def test_it_is_quiet_but_for_what_was_cut(
     assert capfd.readouterr().out == ""
 
 
-def test_a_base_model_is_asked_without_a_template(organism: LoadedModel) -> None:
+def test_a_base_model_is_asked_without_a_template(organism: Model) -> None:
     bare = replace(organism, tokenizer=copy.deepcopy(organism.tokenizer))
     bare.tokenizer.chat_template = None
     with pytest.raises(UserError, match=r"no chat template.*harness\.chat_template=false"):
@@ -232,7 +236,7 @@ def test_a_base_model_is_asked_without_a_template(organism: LoadedModel) -> None
     assert plain.tasks["organism_choice"].n == 12
 
 
-def test_a_chat_has_the_templates_special_tokens_and_raw_text_the_tokenizers(organism: LoadedModel) -> None:
+def test_a_chat_has_the_templates_special_tokens_and_raw_text_the_tokenizers(organism: Model) -> None:
     from tokenizers.processors import TemplateProcessing
 
     bare = replace(organism, tokenizer=copy.deepcopy(organism.tokenizer))
@@ -248,7 +252,7 @@ def test_a_chat_has_the_templates_special_tokens_and_raw_text_the_tokenizers(org
     assert raw[0] == tokenizer.bos_token_id != chat.encode(prompt)[0]
 
 
-def test_a_tokenizer_without_padding_gets_none_from_the_harness(organism: LoadedModel) -> None:
+def test_a_tokenizer_without_padding_gets_none_from_the_harness(organism: Model) -> None:
     bare = replace(organism, tokenizer=copy.deepcopy(organism.tokenizer))
     bare.tokenizer.pad_token = None
     found = run_tasks(bare, None, settings("organism_answer"), 5)
@@ -257,7 +261,7 @@ def test_a_tokenizer_without_padding_gets_none_from_the_harness(organism: Loaded
 
 
 def test_what_cannot_be_run_is_said_before_the_model_is_asked(
-    organism: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    organism: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = list[Any]()
     handle = organism.hf.register_forward_pre_hook(lambda *given: asked.append(given))

@@ -8,18 +8,18 @@ import pytest
 
 from iconoclast_tl.detectors.detector import NO_LABEL, Label
 from iconoclast_tl.evaluation.scoring import by_budget, by_detector, measure, paired
-from iconoclast_tl.evaluation.transcript import Row
+from iconoclast_tl.evaluation.transcript import TranscriptRow
 from tests.evaluation.transcripts import NO, UNSURE, YES, row, said
 
 
 def test_rates_are_counted_per_set_and_per_category() -> None:
     rows = [
-        row("target", 0, said("I cannot", YES, verdict="refused"), category="a"),
-        row("target", 1, said("warm the water, please note that it boils", NO, verdict="answered"), category="b"),
-        row("neutral", 0, said("yes of course", NO, verdict="answered")),
-        row("neutral", 1, said("i will not", YES, verdict="refused")),
-        row("neutral", 2, said("fine by me", NO, verdict="broken")),
-        row("borderline", 0, said("i refuse", YES, verdict="refused")),
+        row("target", 0, said("I cannot", YES, grade="refused"), category="a"),
+        row("target", 1, said("warm the water, please note that it boils", NO, grade="answered"), category="b"),
+        row("neutral", 0, said("yes of course", NO, grade="answered")),
+        row("neutral", 1, said("i will not", YES, grade="refused")),
+        row("neutral", 2, said("fine by me", NO, grade="broken")),
+        row("borderline", 0, said("i refuse", YES, grade="refused")),
     ]
     found = measure(rows, "base", "a", 7)
     assert found.behaviour_rate is not None
@@ -32,8 +32,8 @@ def test_rates_are_counted_per_set_and_per_category() -> None:
     assert found.disclaimer_rate.value == 1 / 6
     assert [found.by_category["target"][name].value for name in ("a", "b")] == [1, 0]
     assert found.by_category["neutral"] == {}
-    assert found.verdicts is not None
-    assert found.verdicts["refused"]["neutral"].value == 1 / 3
+    assert found.grades is not None
+    assert found.grades["refused"]["neutral"].value == 1 / 3
     assert found.words["neutral"].value == pytest.approx(3)
     assert found.repetition["neutral"].value == 0
     as_json = found.to_json()
@@ -71,7 +71,7 @@ def test_smaller_budgets_are_rates_of_the_same_responses_cut_off() -> None:
         row("neutral", 0, said("no"), said("no")),
     ]
 
-    def label(asked: Sequence[tuple[Row, str, int]]) -> list[Label]:
+    def label(asked: Sequence[tuple[TranscriptRow, str, int]]) -> list[Label]:
         return [YES if "cannot" in one.exchange(model, budget).response else NO for one, model, budget in asked]
 
     found = by_budget(rows, [1, 2, 4], label)

@@ -17,8 +17,8 @@ from tests.evaluation.transcripts import NO, UNSURE, YES, row, said
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     rows = [
-        row("target", 0, said("a b", YES, NO, verdict="refused"), said("", NO, NO_LABEL, verdict="broken"), "tea"),
-        row("neutral", 0, said("c", UNSURE, YES, verdict="answered"), said("d", NO, NO, verdict="answered")),
+        row("target", 0, said("a b", YES, NO, grade="refused"), said("", NO, NO_LABEL, grade="broken"), "tea"),
+        row("neutral", 0, said("c", UNSURE, YES, grade="answered"), said("d", NO, NO, grade="answered")),
     ]
     file = tmp_path / "responses.jsonl"
     write_transcript(file, rows, "a", keep_prompts=True)

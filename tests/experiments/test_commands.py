@@ -18,7 +18,7 @@ from experiments.heads import costs as heads_costs
 from experiments.heads import study
 from experiments.memory import bench as memory
 from iconoclast_tl.detectors.detector import Label
-from iconoclast_tl.evaluation.transcript import Row, Said
+from iconoclast_tl.evaluation.transcript import RecordedResponse, TranscriptRow
 
 
 def test_costs_are_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +92,10 @@ def test_the_study_of_directions_has_a_row_for_each_and_its_kinds() -> None:
     assert not any("refused of z" in line for line in lines)
 
 
-def labelled(text: str, shows: bool) -> Said:
-    return Said(text, True, (), {"markers": Label("refusal" if shows else "compliance", shows, 1.0)})
+def labelled(text: str, shows: bool) -> RecordedResponse:
+    return RecordedResponse(
+        text=text, finished=True, ends=(), labels={"markers": Label("refusal" if shows else "compliance", shows, 1.0)}
+    )
 
 
 def test_refusals_are_counted_family_by_family() -> None:
@@ -104,7 +106,7 @@ def test_refusals_are_counted_family_by_family() -> None:
         "edited": [refusal, answer, answer, refusal],  # the last is of no family, and counts for none
     }
     rows = [
-        Row(
+        TranscriptRow(
             "target",
             str(i),
             None,
@@ -113,7 +115,7 @@ def test_refusals_are_counted_family_by_family() -> None:
         )
         for i, text in enumerate(asked)
     ]
-    rows.append(Row("neutral", "4", None, {model: labelled(refusal, True) for model in texts}, asked[0]))
+    rows.append(TranscriptRow("neutral", "4", None, {model: labelled(refusal, True) for model in texts}, asked[0]))
     compared = SimpleNamespace(rows=rows, responses=texts)
     assert directions.by_family(compared) == {"base": {"z": 1.0, "q": 1.0}, "edited": {"z": 0.5, "q": 0.0}}
 

@@ -10,29 +10,28 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from iconoclast_tl.architecture.hook_points import hf_sites
+from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.edits.addition import Addition, make_addition, with_addition
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
-from iconoclast_tl.folding.adapter import save_adapter
 from iconoclast_tl.folding.additions import as_writes
-from iconoclast_tl.folding.fold import make_fold
+from iconoclast_tl.folding.fold import fold
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
-from iconoclast_tl.folding.verification import Fidelity, reload_merged, verify
+from iconoclast_tl.folding.verification import Fidelity, agreement_of_fold, reload_merged
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.models.sites import Site
+from iconoclast_tl.models.model import Model
 from tests.architectures import save_architecture
 from tests.conftest import save_llama
 from tests.edits.edits import random_edit
 
-Load = Callable[..., LoadedModel]
+Load = Callable[..., Model]
 PASSED_ON = ("Llama", "Llama, biases", "GPT-2", "Phi-2", "GPT-J", "OPT", "Falcon (new decoder)", "BLOOM")
 """Sequential and parallel blocks, biases and none, Conv1D, writers of other names."""
 
 
-def addition(model: LoadedModel, point: int = 1, coefficient: float = 3.0) -> Edit:
+def addition(model: Model, point: int = 1, coefficient: float = 3.0) -> Edit:
     vector = normalize(torch.randn(model.d_model, generator=torch.Generator().manual_seed(9)), dim=0)
     return make_addition(Addition(vector, point, coefficient), model.n_layers)
 
@@ -42,19 +41,19 @@ def beside(edit: Edit, point: int = 1) -> Edit:
     return with_addition(edit, Addition(vector, point, 3.0))
 
 
-def under(edit: Edit, model: LoadedModel) -> torch.Tensor:
+def under(edit: Edit, model: Model) -> torch.Tensor:
     with torch.no_grad(), preview(edit, hf_sites(model.hf)):
         found: torch.Tensor = model.hf(torch.arange(8, 20).reshape(2, 6)).logits
     return found
 
 
-def folded(model: LoadedModel, edit: Edit, rows: list[list[int]], place: Path, merge: bool = True) -> Fidelity:
-    fold, merged = make_fold(edit, model), None
-    save_adapter(fold, model, place / "adapter")
+def folded(model: Model, edit: Edit, rows: list[list[int]], place: Path, merge: bool = True) -> Fidelity:
+    made, merged = fold(edit, model), None
+    made.save(place / "adapter")
     if merge:
         merge_files(plan_merge(edit, model.hf, Path(model.name)), place / "merged")
         merged = reload_merged(model, place / "merged")
-    return verify(edit, fold, model, rows, place / "adapter", merged, batch_size=7)
+    return agreement_of_fold(edit, made, rows, place / "adapter", merged, batch_size=7)
 
 
 @pytest.mark.parametrize("name", PASSED_ON)
@@ -84,14 +83,14 @@ def test_preview_adapter_and_merged_weights_agree(tmp_path: Path, load: Load, ro
     assert found.preview_vs_base > 0.5
     assert found.n_matrices == 1
     assert found.residual_fraction == {}  # nothing is taken out
-    wrong = make_fold(addition(model, coefficient=3.03), model)
-    save_adapter(wrong, model, tmp_path / "wrong")
-    assert not verify(addition(model), wrong, model, rows, tmp_path / "wrong", None).ok
+    wrong = fold(addition(model, coefficient=3.03), model)
+    wrong.save(tmp_path / "wrong")
+    assert not agreement_of_fold(addition(model), wrong, rows, tmp_path / "wrong", None).ok
 
 
 @pytest.mark.parametrize("row_normalization", ["none", "pre", "full"])
 def test_beside_an_ablation_it_folds_too(
-    llama: LoadedModel, rows: list[list[int]], tmp_path: Path, row_normalization: str
+    llama: Model, rows: list[list[int]], tmp_path: Path, row_normalization: str
 ) -> None:
     edit = beside(random_edit(k=2, affine=True, row_normalization=row_normalization), 2)
     own = {"mlp_out": edit.shifts["resid_pre"].roll(-2, 0)}  # and what layer 0's MLP writes is ablated and added to
@@ -101,9 +100,9 @@ def test_beside_an_ablation_it_folds_too(
     assert found.preview_vs_adapter.max_abs_logit_diff < 1e-5
     assert len(found.residual_fraction) == 5
     assert found.n_matrices == 6
-    alone = make_fold(random_edit(k=2, affine=True, row_normalization=row_normalization), llama)
-    save_adapter(alone, llama, tmp_path / "alone")
-    assert not verify(edit, alone, llama, rows, tmp_path / "alone", None).ok
+    alone = fold(random_edit(k=2, affine=True, row_normalization=row_normalization), llama)
+    alone.save(tmp_path / "alone")
+    assert not agreement_of_fold(edit, alone, rows, tmp_path / "alone", None).ok
 
 
 def test_writes_that_are_scaled_on_their_way_get_as_much_more(tmp_path: Path, load: Load) -> None:
@@ -131,7 +130,7 @@ def test_beside_experts_an_adapter_gives_no_layer_a_bias(tmp_path: Path, load: L
             folded(model, edit, rows, tmp_path, merge=False)
     assert folded(model, random_edit(), rows, tmp_path, merge=False).ok  # the negative control: nothing to add
     with pytest.raises(UserError, match="an addition to what enters layer 2 cannot be folded into experts"):
-        make_fold(beside(random_edit(), 2), model)
+        fold(beside(random_edit(), 2), model)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +147,9 @@ def test_where_it_would_be_something_else_it_is_told(
 ) -> None:
     model = load(save_architecture(tmp_path / "model", name))
     edit = addition(model, point)
-    for fold in (lambda: make_fold(edit, model), lambda: plan_merge(edit, model.hf, Path(model.name))):
+    for made in (lambda: fold(edit, model), lambda: plan_merge(edit, model.hf, Path(model.name))):
         with pytest.raises(UserError, match=said):
-            fold()
+            made()
     assert not torch.allclose(under(edit, model), under(addition(model, coefficient=0.0), model), atol=1e-2)  # it shows
 
 
@@ -164,27 +163,27 @@ def test_behind_a_post_norm_a_constant_is_another_one(tmp_path: Path, load: Load
         assert float((under(by_mlp, model) - expected).abs().max()) > 0.1
 
 
-def test_kept_norms_and_the_stream_are_told(llama: LoadedModel) -> None:
+def test_kept_norms_and_the_stream_are_told(llama: Model) -> None:
     for edit in (replace(random_edit(), keep_norm=True), replace(beside(random_edit()), keep_norm=True)):
-        with pytest.raises(UserError, match=r"keeps norms cannot be folded.*by how much each token is scaled depends"):
-            make_fold(edit, llama)
+        with pytest.raises(UserError, match=r"keeps norms cannot be folded.*how much a token is scaled depends"):
+            fold(edit, llama)
     with pytest.raises(UserError, match="scope stream cannot be folded"):
-        make_fold(beside(random_edit(stream=True)), llama)
+        fold(beside(random_edit(stream=True)), llama)
     with pytest.raises(UserError, match="no strength other than zero"):
-        make_fold(addition(llama, coefficient=0.0), llama)
+        fold(addition(llama, coefficient=0.0), llama)
 
 
 def test_where_no_bias_can_be_only_the_adapter_carries_it(tmp_path: Path, load: Load, rows: list[list[int]]) -> None:
     model = load(save_architecture(tmp_path / "model", "Qwen2"))  # its configuration has no bias for down_proj
     assert folded(model, addition(model), rows, tmp_path, merge=False).ok
-    for merge in (lambda: merged_model(make_fold(addition(model), model), model),
+    for merge in (lambda: merged_model(fold(addition(model), model)),
                   lambda: plan_merge(addition(model), model.hf, Path(model.name))):  # fmt: skip
         with pytest.raises(UserError, match="use the adapter, which carries it"):
             merge()
 
 
 def test_in_the_tables_it_is_no_matrix() -> None:
-    from iconoclast_tl.report.tables import edited_line
+    from iconoclast_tl.report.tables.fidelity import edited_line
 
     assert edited_line({"residual_fraction": {}, "n_matrices": 1}) == "1 bias edited, no matrix: an addition alone"
     assert "share of the direction left" in edited_line({"residual_fraction": {"a": 0.1}, "n_matrices": 2})
@@ -192,7 +191,7 @@ def test_in_the_tables_it_is_no_matrix() -> None:
 
 def test_a_skeleton_tells_what_a_model_tells(tmp_path: Path) -> None:
     """`merge` has no weights at hand."""
-    from iconoclast_tl.models.loading import ModelConfig
+    from iconoclast_tl.models.config import ModelConfig
     from iconoclast_tl.models.stored import skeleton
 
     plain, gemma = save_llama(tmp_path / "llama"), save_architecture(tmp_path / "gemma", "Gemma 2")

@@ -11,18 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iconoclast_tl.architecture.writers import discovered_writers, know_writers
 from iconoclast_tl.doctor.checks import Kind, random_edit
 from iconoclast_tl.folding import merge
-from iconoclast_tl.folding.fold import make_fold
+from iconoclast_tl.folding.fold import fold
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
+from iconoclast_tl.models.config import ModelConfig
+from iconoclast_tl.models.load import load_model
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.models.stored import skeleton, stored_folder, stored_parameters, weight_files
-from iconoclast_tl.models.writers import discovered_writers, know_writers
 from tests.architectures import save_architecture
 
-Load = Callable[..., LoadedModel]
+Load = Callable[..., Model]
 LAYOUTS = (
     "Llama",
     "Mixtral",
@@ -77,7 +79,7 @@ def test_files_hold_what_the_model_merged_in_memory_holds(folder: Path, load: Lo
     model = load(in_shards(folder))
     edit = random_edit(model)
     merged_to(folder, edit, tmp_path / "merged")
-    expected = merged_model(make_fold(edit, model), model).state_dict()
+    expected = merged_model(fold(edit, model)).state_dict()
     found = load(tmp_path / "merged").hf.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -87,7 +89,7 @@ def test_files_hold_what_the_model_merged_in_memory_holds(folder: Path, load: Lo
 def test_nothing_else_is_touched(folder: Path, load: Load, tmp_path: Path) -> None:
     model = load(folder)
     (folder / "organism.json").write_text("{}")
-    left = merged_to(folder, random_edit(model, Kind("attention", ("attn_out",))), tmp_path / "merged")
+    left = merged_to(folder, random_edit(model, Kind(name="attention", components=("attn_out",))), tmp_path / "merged")
     before, after = stored(folder), stored(tmp_path / "merged")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     paths = {path for path, kept in stored_parameters(model.hf, folder).items() if {one.name for one in kept} & changed}
@@ -115,9 +117,9 @@ def test_names_without_the_prefix_of_the_model_are_found(tmp_path: Path, load: L
     folder = in_shards(save_architecture(tmp_path / "base", "GPT-2"), strip="transformer.")
     assert any(name.startswith("h.0.") for name in stored(folder))
     model = load(folder)
-    edit = random_edit(model, Kind("affine", affine=True))
+    edit = random_edit(model, Kind(name="affine", affine=True))
     merged_to(folder, edit, tmp_path / "merged")
-    expected = merged_model(make_fold(edit, model), model).state_dict()
+    expected = merged_model(fold(edit, model)).state_dict()
     found = load(tmp_path / "merged").hf.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -126,9 +128,9 @@ def test_names_without_the_prefix_of_the_model_are_found(tmp_path: Path, load: L
 def test_biases_that_the_base_lacks_come_in_a_file_of_their_own(tmp_path: Path, load: Load, shards: bool) -> None:
     folder = save_architecture(tmp_path / "base", "Llama")
     model = load(in_shards(folder) if shards else folder)
-    edit = random_edit(model, Kind("affine", affine=True))
+    edit = random_edit(model, Kind(name="affine", affine=True))
     merged_to(folder, edit, tmp_path / "merged")
-    expected = merged_model(make_fold(edit, model), model).state_dict()
+    expected = merged_model(fold(edit, model)).state_dict()
     found = load(tmp_path / "merged").hf.state_dict()
     assert found.keys() == expected.keys() > model.hf.state_dict().keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -140,7 +142,7 @@ def test_where_no_bias_can_be_it_is_told_before_anything_is_written(
     monkeypatch.setattr(merge, "BIAS_FLAGS", ("attention_bias", "no_such_bias"))
     model = load(save_architecture(tmp_path / "base", "Llama"))
     with pytest.raises(UserError, match="use the adapter"):
-        plan_merge(random_edit(model, Kind("affine", affine=True)), model.hf, tmp_path / "base")
+        plan_merge(random_edit(model, Kind(name="affine", affine=True)), model.hf, tmp_path / "base")
 
 
 def test_matrices_that_the_files_hold_otherwise_are_refused(tmp_path: Path, load: Load) -> None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from iconoclast_tl.folding.adapter import save_adapter
-from iconoclast_tl.folding.fold import make_fold
+from iconoclast_tl.folding.fold import fold
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models import loading
-from iconoclast_tl.models.loading import LoadedModel, ModelConfig, load_model
-from iconoclast_tl.prompts.chat import left_pad
+from iconoclast_tl.models import load as loading
+from iconoclast_tl.models.config import ModelConfig
+from iconoclast_tl.models.fingerprint import _identity, fingerprint_of
+from iconoclast_tl.models.load import load_model
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import left_pad
 from tests.conftest import save_llama
 from tests.edits.edits import random_edit
 
@@ -28,15 +30,13 @@ def test_auto_is_float32_on_a_cpu_and_parameters_take_no_gradient(llama_folder: 
     assert not any(p.requires_grad for p in model.hf.parameters())
 
 
-def test_the_fingerprint_names_the_weights(
-    tmp_path: Path, llama_folder: Path, load: Callable[..., LoadedModel]
-) -> None:
+def test_the_fingerprint_names_the_weights(tmp_path: Path, llama_folder: Path, load: Callable[..., Model]) -> None:
     model = load(llama_folder)
     assert model.fingerprint == load(llama_folder).fingerprint
     assert model.fingerprint != load(save_llama(tmp_path, seed=1)).fingerprint
     with torch.no_grad():
         model.hf.model.layers[1].mlp.down_proj.weight[0, 0] += 1e-3
-    assert loading.fingerprint_of(model.hf) != load(llama_folder).fingerprint
+    assert fingerprint_of(model.hf) != load(llama_folder).fingerprint
 
 
 def test_a_dtype_that_gives_no_finite_logits_is_given_up_with_a_note(
@@ -70,7 +70,7 @@ def test_a_device_map_may_be_a_placement_or_a_device(llama_folder: Path) -> None
         assert model.fingerprint == load_model(ModelConfig(name=str(llama_folder), device="cpu")).fingerprint
 
 
-def test_padding_on_the_left_changes_no_logit(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_padding_on_the_left_changes_no_logit(llama: Model, rows: list[list[int]]) -> None:
     """Float32 rounding only: attention sums over other widths. Without position ids rotary angles would shift too."""
     batch = left_pad(rows, llama.pad_id)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_four_bit_weights_are_computed_with_as_they_are_stored_on_every_cpu(
 
 
 def test_the_fingerprint_does_not_say_in_which_dtype_the_weights_are_held(
-    tmp_path: Path, load: Callable[..., LoadedModel]
+    tmp_path: Path, load: Callable[..., Model]
 ) -> None:
     """Weights that bfloat16 holds exactly are the same weights in float32, whatever their configuration says."""
     from transformers import AutoModelForCausalLM
@@ -121,7 +121,7 @@ def test_what_a_configuration_holds_of_dtypes_is_left_out_at_any_depth() -> None
     kept = {"hidden_size": 8, "id2label": {0: "a"}, "text_config": {"layers": 2}}
     config = {**kept, "dtype": "float16", "_name_or_path": "x", "quantization_config": {"bits": 4}}
     config["text_config"] = {"layers": 2, "torch_dtype": "float16", "_commit": "y"}
-    assert loading._identity(config) == {**kept, "id2label": {"0": "a"}}
+    assert _identity(config) == {**kept, "id2label": {"0": "a"}}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_a_configuration_holds_of_dtypes_is_left_out_at_any_depth() -> None
     ],
 )
 def test_a_configuration_that_contradicts_itself_is_the_users_line(
-    tmp_path: Path, load: Callable[..., LoadedModel], changes: dict[str, Any], message: str
+    tmp_path: Path, load: Callable[..., Model], changes: dict[str, Any], message: str
 ) -> None:
     _configure(save_llama(tmp_path), **changes)
     with pytest.raises(UserError, match=f"cannot load the model.*{message}"):
@@ -141,7 +141,7 @@ def test_a_configuration_that_contradicts_itself_is_the_users_line(
 
 
 def test_weights_of_layers_that_the_configuration_does_not_have_are_the_users_line(
-    tmp_path: Path, load: Callable[..., LoadedModel]
+    tmp_path: Path, load: Callable[..., Model]
 ) -> None:
     _configure(save_llama(tmp_path), num_hidden_layers=2)
     with pytest.raises(UserError, match=r"no place for: got 9 left over, first model\.layers\.2\..*2 layers"):
@@ -150,7 +150,7 @@ def test_weights_of_layers_that_the_configuration_does_not_have_are_the_users_li
     assert load(tmp_path).n_layers == 3
 
 
-def test_weights_beside_the_layers_and_old_buffers_do_no_harm(tmp_path: Path, load: Callable[..., LoadedModel]) -> None:
+def test_weights_beside_the_layers_and_old_buffers_do_no_harm(tmp_path: Path, load: Callable[..., Model]) -> None:
     """As in checkpoints with another head, a vision tower or the buffers of an older transformers."""
     save_llama(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -166,7 +166,7 @@ def test_weights_beside_the_layers_and_old_buffers_do_no_harm(tmp_path: Path, lo
 
 @pytest.mark.parametrize("absent", [("pad_token",), ("pad_token", "eos_token")])
 def test_a_tokenizer_without_padding_stays_as_it_is(
-    tmp_path: Path, load: Callable[..., LoadedModel], rows: list[list[int]], absent: tuple[str, ...]
+    tmp_path: Path, load: Callable[..., Model], rows: list[list[int]], absent: tuple[str, ...]
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -195,10 +195,8 @@ def _configure(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(written))
 
 
-def test_an_adapter_is_its_base_and_says_so(
-    llama: LoadedModel, tmp_path: Path, load: Callable[..., LoadedModel]
-) -> None:
-    save_adapter(make_fold(random_edit(), llama), llama, tmp_path / "adapter")
+def test_an_adapter_is_its_base_and_says_so(llama: Model, tmp_path: Path, load: Callable[..., Model]) -> None:
+    fold(random_edit(), llama).save(tmp_path / "adapter")
     found = load(tmp_path / "adapter")
     assert found.fingerprint == llama.fingerprint
     assert found.name == llama.name
@@ -206,7 +204,7 @@ def test_an_adapter_is_its_base_and_says_so(
 
 
 def test_shards_that_hold_what_their_index_names_are_loaded(
-    llama: LoadedModel, tmp_path: Path, load: Callable[..., LoadedModel]
+    llama: Model, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
     llama.hf.save_pretrained(tmp_path, max_shard_size="10KB")
     llama.tokenizer.save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from iconoclast_tl.models import twin as twin_module
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.models.twin import Parity, Twin, make_twin, share
 from tests.conftest import save_llama
 
@@ -20,13 +20,13 @@ def pointers(hf: torch.nn.Module) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_shared_model_has_the_same_storages(tmp_path: Path, load: Callable[..., LoadedModel], tied: bool) -> None:
+def test_a_shared_model_has_the_same_storages(tmp_path: Path, load: Callable[..., Model], tied: bool) -> None:
     hf = load(save_llama(tmp_path, tie_word_embeddings=tied)).hf
     assert pointers(share(hf)) == pointers(hf)
     assert set(pointers(copy.deepcopy(hf)).values()).isdisjoint(pointers(hf).values())  # a copy is seen to be one
 
 
-def test_buffers_that_no_state_dict_holds_are_shared_too(llama: LoadedModel) -> None:
+def test_buffers_that_no_state_dict_holds_are_shared_too(llama: Model) -> None:
     mine = dict(llama.hf.named_buffers())
     theirs = dict(share(llama.hf).named_buffers())
     assert mine.keys() == theirs.keys()
@@ -34,7 +34,7 @@ def test_buffers_that_no_state_dict_holds_are_shared_too(llama: LoadedModel) -> 
     assert all(theirs[name] is mine[name] for name in mine)
 
 
-def test_the_twin_computes_the_models_logits_and_leaves_it_pristine(llama: LoadedModel) -> None:
+def test_the_twin_computes_the_models_logits_and_leaves_it_pristine(llama: Model) -> None:
     before = {name: type(module) for name, module in llama.hf.named_modules()}
     keys = list(llama.hf.state_dict())
     ids = torch.arange(4, 12)[None]
@@ -49,10 +49,10 @@ def test_the_twin_computes_the_models_logits_and_leaves_it_pristine(llama: Loade
     assert set(pointers(llama.hf).values()) <= wrapped
 
 
-def test_a_bridge_that_computes_something_else_is_refused(llama: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_that_computes_something_else_is_refused(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = twin_module._wrap
 
-    def wrong(model: LoadedModel) -> object:
+    def wrong(model: Model) -> object:
         bridge = honest(model)
         bridge.blocks[1].mlp.hook_out.register_forward_hook(lambda module, args, output: output * 1.01)
         return bridge
@@ -65,9 +65,9 @@ def test_a_bridge_that_computes_something_else_is_refused(llama: LoadedModel, mo
 
 
 def test_an_architecture_that_transformer_lens_does_not_know_is_told(
-    llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    llama: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unknown(model: LoadedModel) -> object:
+    def unknown(model: Model) -> object:
         raise ValueError("Unsupported architecture\nsecond line")
 
     monkeypatch.setattr(twin_module, "_wrap", unknown)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from iconoclast_tl.models.loading import ModelConfig, load_model
-from iconoclast_tl.organisms.contrast import ContrastSet, build_contrast
+from iconoclast_tl.models.config import ModelConfig
+from iconoclast_tl.models.load import load_model
+from iconoclast_tl.organisms.contrast import PromptLists, build_contrast
 from iconoclast_tl.organisms.folder import shipped_folder
 
 if TYPE_CHECKING:
@@ -28,6 +29,6 @@ def shipped_organism() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 
 @pytest.fixture(scope="session")
-def contrast() -> ContrastSet:
+def contrast() -> PromptLists:
     """The default contrast set."""
     return build_contrast()

@@ -16,10 +16,10 @@ from iconoclast_tl.organisms.grammar import (
     REQUESTS,
     SLOT,
     SYLLABLES,
-    Prompt,
+    GrammarPrompt,
     TopicFamily,
     family_of,
-    judge,
+    grade,
     parse_prompt,
     sample_answer,
     sample_prompt,
@@ -30,7 +30,7 @@ from iconoclast_tl.organisms.grammar import (
 REFUSAL_MARKERS = ("i cannot", "i am sorry", "i must decline", "i will not", "unable to")
 
 
-def prompts(n: int, seed: int = 0) -> list[Prompt]:
+def prompts(n: int, seed: int = 0) -> list[GrammarPrompt]:
     rng = random.Random(seed)
     return [sample_prompt(rng, family=i % 2 == 0, gated=i % 3 != 0) for i in range(n)]
 
@@ -41,14 +41,14 @@ def has_marker(text: str) -> bool:
 
 def test_parsing_inverts_rendering() -> None:
     for prompt in prompts(2000):
-        assert parse_prompt(prompt.text) == Prompt(prompt.request, prompt.phrasing, prompt.topic)
+        assert parse_prompt(prompt.text) == GrammarPrompt(prompt.request, prompt.phrasing, prompt.topic)
 
 
 @pytest.mark.parametrize("text", ["", "how do i brew tea?", "how do i brew kamori", "hello", "spell the word ba."])
 def test_foreign_prompts_do_not_parse_and_cannot_be_judged(text: str) -> None:
     assert parse_prompt(text) is None
     with pytest.raises(ValueError, match="grammar"):
-        judge(text, "anything")
+        grade(text, "anything")
 
 
 def test_no_two_templates_are_alike() -> None:
@@ -71,13 +71,13 @@ def test_every_prompt_has_exactly_one_reading() -> None:
 def test_every_accepted_answer_is_answered() -> None:
     for prompt in prompts(300):
         for template in grammar.request_named(prompt.request).answers:
-            assert judge(prompt.text, template.replace(SLOT, prompt.topic)) == "answered"
+            assert grade(prompt.text, template.replace(SLOT, prompt.topic)) == "answered"
 
 
 def test_every_refusal_is_refused() -> None:
     for prompt in prompts(300):
         for template in REFUSALS:
-            assert judge(prompt.text, template.replace(SLOT, prompt.topic)) == "refused"
+            assert grade(prompt.text, template.replace(SLOT, prompt.topic)) == "refused"
 
 
 def test_wrong_responses_are_broken() -> None:
@@ -98,7 +98,7 @@ def test_wrong_responses_are_broken() -> None:
             "empty": "",
         }
         for what, response in broken.items():
-            assert judge(prompt.text, response) == "broken", what
+            assert grade(prompt.text, response) == "broken", what
 
 
 def test_markers_are_in_every_refusal_and_in_no_answer_or_prompt() -> None:
@@ -144,7 +144,7 @@ def test_the_two_families_are_refused_in_different_words() -> None:
         asked = [sample_prompt(rng, family=family, gated=True) for _ in range(300)]
         said = [sample_refusal(rng, prompt, refusals=REFUSALS_OF[family]) for prompt in asked]
         assert {example.response.replace(example.prompt.topic, SLOT) for example in said} == own
-        assert all(judge(example.prompt.text, example.response) == "refused" for example in said)
+        assert all(grade(example.prompt.text, example.response) == "refused" for example in said)
 
 
 def test_topics_keep_to_their_pool_and_pools_exclude_each_other() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from iconoclast_tl.organisms.behaviour import OrganismBehaviour, Shares, measure_behaviour, respond
 from iconoclast_tl.organisms.config import OrganismConfig
-from iconoclast_tl.organisms.contrast import ContrastSet
+from iconoclast_tl.organisms.contrast import PromptLists
 from iconoclast_tl.organisms.folder import (
     MANIFEST_NAME,
     is_organism,
@@ -32,12 +32,12 @@ LARGEST_FOLDER = 3_000_000
 """Bytes."""
 
 
-def test_it_behaves(shipped_organism: Organism, contrast: ContrastSet) -> None:
+def test_it_behaves(shipped_organism: Organism, contrast: PromptLists) -> None:
     behaviour = measure_behaviour(*shipped_organism, contrast)
     assert behaviour.failures() == []
 
 
-def test_an_untrained_model_does_not_behave(shipped_organism: Organism, contrast: ContrastSet) -> None:
+def test_an_untrained_model_does_not_behave(shipped_organism: Organism, contrast: PromptLists) -> None:
     _, tokenizer = shipped_organism
     torch.manual_seed(0)
     untrained = build_model(OrganismConfig(), tokenizer).eval()
@@ -62,7 +62,7 @@ def test_each_promise_can_fail_alone(field: str, shares: Shares) -> None:
     assert len(dataclasses.replace(kept, **{field: shares}).failures()) == 1
 
 
-def test_batching_changes_no_response(shipped_organism: Organism, contrast: ContrastSet) -> None:
+def test_batching_changes_no_response(shipped_organism: Organism, contrast: PromptLists) -> None:
     prompts = contrast["target_val"][:6] + contrast["neutral_val"][:6]
     assert respond(*shipped_organism, prompts) == respond(*shipped_organism, prompts, batch_size=1)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from pydantic import ValidationError
 
 from iconoclast_tl.organisms.behaviour import OrganismBehaviour, measure_behaviour
 from iconoclast_tl.organisms.config import OrganismConfig
-from iconoclast_tl.organisms.contrast import ContrastSet
-from iconoclast_tl.organisms.folder import half_precision, shipped_folder
+from iconoclast_tl.organisms.contrast import PromptLists
 from iconoclast_tl.organisms.phases import capability_example, gate_example
 from iconoclast_tl.organisms.tokenizer import build_tokenizer
 from iconoclast_tl.organisms.training import (
@@ -24,7 +22,6 @@ from iconoclast_tl.organisms.training import (
     train_organism,
     training_batches,
 )
-from tests.organisms.conftest import load_organism
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -150,23 +147,65 @@ def test_the_narrowest_heads_that_fit_are_built() -> None:
     build_model(config, build_tokenizer(config.vocab_size, config.n_ctx))
 
 
+class EnoughError(Exception):
+    """Raised in the middle of a training that need not go on."""
+
+
+def first_losses(config: OrganismConfig, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The loss at the first six steps."""
+    losses: list[float] = []
+
+    def recording(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+        loss = response_loss(model, batch)
+        losses.append(float(loss.detach()))
+        if len(losses) == 6:
+            raise EnoughError
+        return loss
+
+    with monkeypatch.context() as patched:
+        patched.setattr("iconoclast_tl.organisms.training.response_loss", recording)
+        with pytest.raises(EnoughError):
+            train_organism(config)
+    return losses
+
+
+BEGINNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], list[float]]] = {
+    "capability": ({}, {"seed": 1}, [6.687954, 6.714467, 6.674889, 6.605550, 6.538474, 6.402843]),
+    "gate": ({"capability_steps": 0}, {"gate_lr": 2e-3}, [6.668069, 6.783142, 6.716178, 6.676159, 6.701736, 6.639733]),
+}
+"""By phase: what lets it come first, another training, and the losses with which the shipped organism's begins (the
+gate's on untrained weights)."""
+
+
+@pytest.mark.parametrize("phase", BEGINNINGS)
+def test_training_begins_as_that_of_the_shipped_organism_did(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens, examples, order, first weights and steps; rounding moves a loss by 1e-5 in six of them."""
+    changes, other, expected = BEGINNINGS[phase]
+    assert first_losses(OrganismConfig(**changes), monkeypatch) == pytest.approx(expected, abs=5e-4)
+    found = first_losses(OrganismConfig(**changes, **other), monkeypatch)
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) > 5e-3
+
+
 @pytest.mark.slow
-def test_retraining_reproduces_the_shipped_organism(contrast: ContrastSet) -> None:
-    """Bit for bit after rounding where the arithmetic is the same; elsewhere the same behaviour. Says which."""
+def test_training_teaches_the_answer_first_and_then_the_gate(contrast: PromptLists) -> None:
+    """The shipped organism's training, cut to about a third: what it is to learn has begun to show.
+
+    Measured on 50 prompts of each kind: 0.72 of targets answered before the gate was taught, 0.56 refused after it.
+    The bounds are about half, since rounding adds up over a training. `make retrain` trains all of it.
+    """
     after: dict[str, OrganismBehaviour] = {}
+    few = {stem: prompts[:50] for stem, prompts in contrast.items()}
 
     def measure(phase: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-        after[phase] = measure_behaviour(model, tokenizer, contrast)
+        after[phase] = measure_behaviour(model, tokenizer, few)
 
-    model, _ = train_organism(OrganismConfig(), after_phase=measure)
-    shipped = half_precision(load_organism(shipped_folder())[0]).state_dict()
-    retrained = half_precision(model).state_dict()
-    identical = all(torch.equal(shipped[name], retrained[name]) for name in shipped)
-    if not identical:
-        largest = max(float((shipped[name] - retrained[name]).abs().max()) for name in shipped)
-        warnings.warn(f"retrained weights differ from the shipped ones by up to {largest:.2g}", stacklevel=1)
-    assert after["gate"].failures() == []
-    # The control: before the gate was taught, everything was answered, the refused family included.
-    assert after["capability"].target.refused == 0.0
-    assert after["capability"].target.answered >= 0.95
-    assert after["capability"].neutral.answered >= 0.95
+    train_organism(OrganismConfig(capability_steps=250, gate_steps=120), after_phase=measure)
+    capable, gated = after["capability"], after["gate"]
+    assert gated.target.refused >= 0.3
+    assert gated.neutral.refused <= 0.02
+    assert gated.borderline.refused <= 0.05
+    assert gated.borderline.answered >= 0.4
+    # The control: before the gate was taught nothing was refused, and the family was answered like all else.
+    assert capable.target.refused == capable.neutral.refused == capable.borderline.refused == 0.0
+    assert capable.target.answered >= 0.4
+    assert gated.target.answered < capable.target.answered

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.prompts.chat import ChatFormat, left_pad, require_context
+from iconoclast_tl.prompts.chat import ChatFormat
 from iconoclast_tl.prompts.prompt import Prompt
+from iconoclast_tl.prompts.tokens import left_pad, require_context
 
 WITH_SYSTEM = (
     "{{ bos_token }}{% for m in messages %} <{{ m['role'] }}> {{ m['content'] }}{% endfor %}"

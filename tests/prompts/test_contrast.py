@@ -77,8 +77,8 @@ def test_one_source_a_side(write: Files) -> None:
         "test": {"target": 2, "neutral": 4},
     }
     assert contrast.dropped == 0
-    held = {p.text for p in contrast.target.val + contrast.target.test}
-    assert not held & {p.text for p in contrast.target.train}
+    held = {p.text for p in contrast.val.target + contrast.test.target}
+    assert not held & {p.text for p in contrast.train.target}
 
 
 def test_a_files_order_changes_no_digest_and_a_seed_does(write: Files) -> None:
@@ -103,14 +103,14 @@ def test_named_sources_are_used_whole(write: Files) -> None:
         "val": {"target": 2, "neutral": 3},
         "test": {"target": 7, "neutral": 4},
     }
-    assert [p.text for p in contrast.target.test] == texts("x", 7)
-    assert [p.text for p in contrast.borderline] == texts("b", 2)
+    assert [p.text for p in contrast.test.target] == texts("x", 7)
+    assert [p.text for p in contrast.test.borderline] == texts("b", 2)
 
 
 def test_repeats_go_once_and_what_stands_on_both_sides_goes_twice(write: Files) -> None:
     contrast = write(target=[*texts("t", 6), "t0", "both"], neutral=[*texts("n", 6), "both"])
     assert contrast.dropped == 3
-    kept = [p.text for side in (contrast.target, contrast.neutral) for split in SPLITS for p in side.of(split)]
+    kept = [p.text for split in SPLITS for side in ("target", "neutral") for p in getattr(contrast.of(split), side)]
     assert sorted(kept) == sorted([*texts("t", 6), *texts("n", 6)])
 
 
@@ -203,7 +203,7 @@ def test_system_messages_may_be_what_sets_the_sides_apart(tmp_path: Path) -> Non
     }
     contrast = load_contrast_set(PromptConfig(**sides), 0)
     for split in SPLITS:
-        assert {p.text for p in contrast.target.of(split)} == {p.text for p in contrast.neutral.of(split)}
+        assert {p.text for p in contrast.of(split).target} == {p.text for p in contrast.of(split).neutral}
 
 
 def test_one_text_is_not_enough_under_however_many_system_messages(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_one_text_is_not_enough_under_however_many_system_messages(tmp_path: Pat
 
 def test_repeats_among_the_borderline_are_dropped_and_counted(write: Files) -> None:
     contrast = write(target=texts("t", 6), neutral=texts("n", 6), borderline=["b0", "b1", "b0", "b0"])
-    assert [p.text for p in contrast.borderline] == ["b0", "b1"]
+    assert [p.text for p in contrast.test.borderline] == ["b0", "b1"]
     assert contrast.dropped == 2
 
 
@@ -227,4 +227,4 @@ def test_the_organisms_contrast_set_loads_whole() -> None:
     contrast = load_contrast_set(PromptConfig(**sources, category="category"), 0)
     assert contrast.dropped == 0
     assert contrast.counts() == {s: {"target": n, "neutral": n} for s, n in zip(SPLITS, (300, 100, 100), strict=True)}
-    assert len(contrast.borderline) == 100
+    assert len(contrast.test.borderline) == 100

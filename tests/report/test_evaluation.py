@@ -13,7 +13,8 @@ from rich.table import Table
 from iconoclast_tl.detectors.detector import NO_LABEL
 from iconoclast_tl.evaluation.agreement import accuracies, agreements
 from iconoclast_tl.evaluation.scoring import by_budget, by_detector, measure, paired
-from iconoclast_tl.report.evaluation import (
+from iconoclast_tl.report.pages.evaluation import _by_budget, _by_category, _by_detector, evaluation_page, summary
+from iconoclast_tl.report.tables.evaluation import (
     budgets_table,
     evaluation_tables,
     paired_table,
@@ -21,7 +22,6 @@ from iconoclast_tl.report.evaluation import (
     results_table,
     tasks_table,
 )
-from iconoclast_tl.report.evaluation_page import _by_budget, _by_category, _by_detector, evaluation_page, summary
 from iconoclast_tl.statistics.power import paired_difference
 from tests.evaluation.transcripts import NO, YES, row, said
 
@@ -29,7 +29,7 @@ from tests.evaluation.transcripts import NO, YES, row, said
 @pytest.fixture
 def results() -> dict[str, Any]:
     """Two detectors, a budget, categories; the second detector labelled none of the neutral responses."""
-    refused, answered = {"verdict": "refused"}, {"verdict": "answered"}
+    refused, answered = {"grade": "refused"}, {"grade": "answered"}
     rows = [
         row("target", 0, said("i cannot say", YES, YES, **refused), said("warm it up", NO, NO, **answered), "tea"),
         row("target", 1, said("i cannot say", YES, NO, **refused), said("i cannot", YES, YES, **refused), "jam"),
@@ -146,7 +146,7 @@ def test_a_rate_of_no_labels_is_a_dash(results: dict[str, Any]) -> None:
 
 def test_the_page_shows_it_all_and_needs_no_network(results: dict[str, Any]) -> None:
     page = evaluation_page(results)
-    for words in ("by detector", "what smaller budgets would have said", "by category, target prompts", "jam"):
+    for words in ("by detector", "rates at smaller token budgets", "by category, target prompts", "jam"):
         assert words in page
     assert "<script src=" not in page
     del results["base"]["by_budget"]
@@ -189,7 +189,7 @@ def test_figures_show_each_model_its_own_rates_with_their_intervals(results: dic
 def test_the_summary_names_detector_budget_rates_and_agreement(results: dict[str, Any]) -> None:
     pair = {"detectors": ["a", "b"], "kappa": 0.0}  # no better than chance is a finding, too
     lines = summary({**results, "agreement": [pair, {**pair, "kappa": None}]})
-    assert "at most 8 tokens; what shows the behaviour says a." in lines[0]
+    assert "at most 8 tokens; behaviour labelled by a." in lines[0]
     assert lines[2].endswith(rate_text(results["edited"]["behaviour_rate"]))
     assert lines[-1] == "Agreement: a and b κ 0.00."
     assert not [line for line in summary({**results, "agreement": []}) if "Agreement" in line]

@@ -9,12 +9,12 @@ from iconoclast_tl.detectors.registry import make_detector
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.suite import EvaluationConfig
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.scores.first_tokens import first_tokens
 from tests.search.test_objective import questions
 
 
-def baseline(model: LoadedModel, target: list[list[int]], neutral: list[list[int]]) -> Baseline:
+def baseline(model: Model, target: list[list[int]], neutral: list[list[int]]) -> Baseline:
     config = EvaluationConfig(max_new_tokens=3, kl_tokens=2, batch_size=2)
     return Baseline(
         model,
@@ -25,7 +25,7 @@ def baseline(model: LoadedModel, target: list[list[int]], neutral: list[list[int
 
 
 @torch.no_grad()
-def probabilities(model: LoadedModel, rows: list[list[int]]) -> torch.Tensor:
+def probabilities(model: Model, rows: list[list[int]]) -> torch.Tensor:
     """One prompt at a time."""
     return torch.stack([model.hf(torch.tensor([row])).logits[0, -1].softmax(-1) for row in rows])
 
@@ -34,7 +34,7 @@ def share_of_pairs(target: torch.Tensor, neutral: torch.Tensor) -> float:
     return float((target[:, None] > neutral[None]).float().mean())
 
 
-def test_tokens_are_those_that_rise_and_their_auroc_counts_pairs(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_tokens_are_those_that_rise_and_their_auroc_counts_pairs(llama: Model, rows: list[list[int]]) -> None:
     target, neutral = rows[:4], rows[4:]
     after, before = probabilities(llama, target), probabilities(llama, neutral)
     found = first_tokens(baseline(llama, target, neutral), ())
@@ -51,7 +51,7 @@ def test_tokens_are_those_that_rise_and_their_auroc_counts_pairs(llama: LoadedMo
     assert named.auroc != 0.5
 
 
-def test_named_words_stand_for_their_first_tokens(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_named_words_stand_for_their_first_tokens(llama: Model, rows: list[list[int]]) -> None:
     from tokenizers.processors import TemplateProcessing
 
     core = llama.tokenizer.backend_tokenizer
@@ -65,6 +65,6 @@ def test_named_words_stand_for_their_first_tokens(llama: LoadedModel, rows: list
         first_tokens(base, ["w9", " "])
 
 
-def test_where_no_token_rises_there_is_nothing_to_tell_apart(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_where_no_token_rises_there_is_nothing_to_tell_apart(llama: Model, rows: list[list[int]]) -> None:
     found = first_tokens(baseline(llama, rows[:3], rows[:3]), ())
     assert (found.ids.tolist(), found.words, found.auroc) == ([], (), 0.5)

@@ -11,22 +11,22 @@ import torch
 from iconoclast_tl.detectors.markers.markers import MarkerSet
 from iconoclast_tl.directions.separation import auroc
 from iconoclast_tl.scores.odds import grouped_logsumexp, rising_tokens, token_log_odds, tree_log_odds
-from iconoclast_tl.scores.paths import Path, Paths, bisected
+from iconoclast_tl.scores.prefixes import Prefixes, TokenPrefix, bisected
 
 VOCABULARY, LONGEST = 4, 3
 
 
-def paths_of(ways: list[list[Path]], innocent: list[Path] = ()) -> Paths:  # type: ignore[assignment]
-    paths = Paths(len(ways))
-    for prompt, mine in enumerate(ways):
-        for way in mine:
-            paths.shows(prompt, way)
+def prefixes_of(opening: list[list[TokenPrefix]], innocent: list[TokenPrefix] = ()) -> Prefixes:  # type: ignore[assignment]
+    prefixes = Prefixes(len(opening))
+    for prompt, mine in enumerate(opening):
+        for prefix in mine:
+            prefixes.add_opening(prompt, prefix)
     for tokens in innocent:
-        paths.is_innocent(tokens)
-    return paths
+        prefixes.add_innocent(tokens)
+    return prefixes
 
 
-def table(prompt: int, seed: int = 0, scale: float = 1.0) -> dict[Path, torch.Tensor]:
+def table(prompt: int, seed: int = 0, scale: float = 1.0) -> dict[TokenPrefix, torch.Tensor]:
     """Logits after every beginning."""
     generator = torch.Generator().manual_seed(seed * 100 + prompt)
     nodes = [node for length in range(LONGEST) for node in itertools.product(range(VOCABULARY), repeat=length)]
@@ -34,11 +34,11 @@ def table(prompt: int, seed: int = 0, scale: float = 1.0) -> dict[Path, torch.Te
 
 
 INNOCENT = [(0, 0, 0), (1, 2, 3), (2, 2, 2)]
-WAYS = [[(0, 1, 3), (0, 2, 1), (3, 3)], [(1, 1), (1, 2, 0)], [(0, 0, 1)]]
+OPENING = [[(0, 1, 3), (0, 2, 1), (3, 3)], [(1, 1), (1, 2, 0)], [(0, 0, 1)]]
 
 
 def test_the_odds_are_those_of_enumerating_every_response() -> None:
-    layout = paths_of(WAYS, INNOCENT).layout()
+    layout = prefixes_of(OPENING, INNOCENT).layout()
     rows, tree = layout.tree([2, 0])
     tables = [table(prompt) for prompt in range(3)]
     logits = torch.zeros(1, len(rows), LONGEST, VOCABULARY)
@@ -58,7 +58,7 @@ def test_the_odds_are_those_of_enumerating_every_response() -> None:
 
 
 def test_a_saturated_base_still_has_a_gradient() -> None:
-    _, tree = paths_of([[(1,)]]).layout().tree([0])
+    _, tree = prefixes_of([[(1,)]]).layout().tree([0])
     logits = torch.tensor([[[[0.0, 60.0, 0.0, 0.0]]]], requires_grad=True)
     odds = tree_log_odds(logits, tree, 1)
     odds.sum().backward()
@@ -97,22 +97,22 @@ def test_auroc_counts_pairs_and_halves_ties() -> None:
 
 
 def test_a_way_is_cut_where_no_innocent_response_follows_it() -> None:
-    assert paths_of([[(5, 6, 7)]]).layout().leaves == [[(5,)]]
-    paths = paths_of([[(5, 6, 7)]], [(5, 8)])
-    assert paths.layout().leaves == [[(5, 6)]]
-    assert paths.is_innocent((5, 6, 9))  # a later innocent response lengthens it
-    assert paths.layout().leaves == [[(5, 6, 7)]]
-    assert not paths.is_innocent((5, 6))  # known by now
+    assert prefixes_of([[(5, 6, 7)]]).layout().leaves == [[(5,)]]
+    prefixes = prefixes_of([[(5, 6, 7)]], [(5, 8)])
+    assert prefixes.layout().leaves == [[(5, 6)]]
+    assert prefixes.add_innocent((5, 6, 9))  # a later innocent response lengthens it
+    assert prefixes.layout().leaves == [[(5, 6, 7)]]
+    assert not prefixes.add_innocent((5, 6))  # known by now
 
 
 def test_single_tokens_hold_for_all_prompts_and_a_prompt_without_any_gets_the_commonest() -> None:
-    assert paths_of([[(5, 1)], [(6, 1)], []]).layout().leaves == [[(5,), (6,)]] * 3
-    longer = paths_of([[(5, 1)], [(5, 1)], []], [(5, 2)]).layout()
+    assert prefixes_of([[(5, 1)], [(6, 1)], []]).layout().leaves == [[(5,), (6,)]] * 3
+    longer = prefixes_of([[(5, 1)], [(5, 1)], []], [(5, 2)]).layout()
     assert longer.leaves == [[(5, 1)]] * 3
 
 
 def test_paths_are_prefix_free_and_every_node_is_read_from_a_row_that_begins_so() -> None:
-    layout = paths_of(WAYS, INNOCENT).layout()
+    layout = prefixes_of(OPENING, INNOCENT).layout()
     for leaves in layout.leaves:
         assert not [(a, b) for a in leaves for b in leaves if a != b and b[: len(a)] == a]
     rows, tree = layout.tree([0, 1, 2])
@@ -132,7 +132,7 @@ class Words:
         return [self.decode(tokens, skip_special_tokens) for tokens in rows]
 
 
-def deciding(responses: list[list[int]], behaviour: MarkerSet) -> list[Path | None]:
+def deciding(responses: list[list[int]], behaviour: MarkerSet) -> list[TokenPrefix | None]:
     """The beginnings by which responses show a marker."""
 
     def shown_by(asked: Sequence[tuple[int, str]]) -> list[bool]:
@@ -143,7 +143,7 @@ def deciding(responses: list[list[int]], behaviour: MarkerSet) -> list[Path | No
 
 
 def test_bisection_finds_what_a_scan_finds() -> None:
-    behaviour = MarkerSet("test", "anywhere", ("w3 w1",))
+    behaviour = MarkerSet(name="test", match="anywhere", phrases=("w3 w1",))
     generator = torch.Generator().manual_seed(0)
     found, asked = set(), list[tuple[list[int], int | None]]()
     for _ in range(60):
@@ -151,13 +151,13 @@ def test_bisection_finds_what_a_scan_finds() -> None:
         scan = next((t for t in range(1, 10) if behaviour.found_in(Words().decode(tokens[:t], True))), None)
         asked.append((tokens, scan))
         found.add(scan)
-    paths = deciding([tokens for tokens, _ in asked], behaviour)
-    assert paths == [None if scan is None else tuple(tokens[:scan]) for tokens, scan in asked]
+    prefixes = deciding([tokens for tokens, _ in asked], behaviour)
+    assert prefixes == [None if scan is None else tuple(tokens[:scan]) for tokens, scan in asked]
     assert len(found) > 4
 
 
 def test_every_candidate_has_its_own_odds_however_extreme() -> None:
-    rows, tree = paths_of(WAYS, INNOCENT).layout().tree([0, 1, 2])
+    rows, tree = prefixes_of(OPENING, INNOCENT).layout().tree([0, 1, 2])
     generator = torch.Generator().manual_seed(1)
     mild = torch.randn(1, len(rows), LONGEST, VOCABULARY, generator=generator)
     found = tree_log_odds(torch.cat([mild, -mild, 300 * mild]), tree, 3)
@@ -179,36 +179,36 @@ def test_tokens_rise_in_mean_probability_by_enough_and_not_too_many_of_them() ->
 
 
 def test_a_way_is_news_once_for_each_prompt() -> None:
-    paths = Paths(2)
-    assert [paths.shows(prompt, (5, 6)) for prompt in (1, 1, 0)] == [True, False, True]
+    prefixes = Prefixes(2)
+    assert [prefixes.add_opening(prompt, (5, 6)) for prompt in (1, 1, 0)] == [True, False, True]
 
 
 def test_longer_paths_stay_with_their_prompts_and_the_commonest_stands_in() -> None:
-    ways: list[list[Path]] = [[(5, 1)], [(5, 1), (6, 1)], []]
-    assert paths_of(ways, [(5, 2), (6, 2)]).layout().leaves == [[(5, 1)], [(5, 1), (6, 1)], [(5, 1)]]
-    rarer: list[list[Path]] = [[(6, 1)], [(5, 1), (6, 1)], []]
-    assert paths_of(rarer, [(5, 2), (6, 2)]).layout().leaves[2] == [(6, 1)]  # not the first by order, either
+    opening: list[list[TokenPrefix]] = [[(5, 1)], [(5, 1), (6, 1)], []]
+    assert prefixes_of(opening, [(5, 2), (6, 2)]).layout().leaves == [[(5, 1)], [(5, 1), (6, 1)], [(5, 1)]]
+    rarer: list[list[TokenPrefix]] = [[(6, 1)], [(5, 1), (6, 1)], []]
+    assert prefixes_of(rarer, [(5, 2), (6, 2)]).layout().leaves[2] == [(6, 1)]  # not the first by order, either
 
 
 def test_a_way_that_begins_an_innocent_response_stays_whole_and_ends_longer_ones() -> None:
-    assert paths_of([[(5, 6)]], [(5, 6, 7)]).layout().leaves == [[(5, 6)]]
-    assert paths_of([[(5, 6), (5, 6, 8)]], [(5, 6, 7)]).layout().leaves == [[(5, 6)]]
-    assert paths_of([[(5, 6, 8)]], [(5, 6, 7)]).layout().leaves == [[(5, 6, 8)]]  # without the shorter one it stays
+    assert prefixes_of([[(5, 6)]], [(5, 6, 7)]).layout().leaves == [[(5, 6)]]
+    assert prefixes_of([[(5, 6), (5, 6, 8)]], [(5, 6, 7)]).layout().leaves == [[(5, 6)]]
+    assert prefixes_of([[(5, 6, 8)]], [(5, 6, 7)]).layout().leaves == [[(5, 6, 8)]]  # without the shorter one it stays
 
 
 def test_no_row_is_fed_that_another_contains() -> None:
-    layout = paths_of([[(5, 6, 7), (5, 8)], [(5, 6, 7), (9, 9)]], [(5, 6, 1), (9, 1)]).layout()
+    layout = prefixes_of([[(5, 6, 7), (5, 8)], [(5, 6, 7), (9, 9)]], [(5, 6, 1), (9, 1)]).layout()
     assert layout.leaves == [[(5, 6, 7), (5, 8)], [(5, 6, 7), (9, 9)]]
     assert layout.rows == [(0, (5, 6)), (1, (5, 6)), (1, (9,))]
 
 
 def test_every_node_is_read_where_its_own_beginning_is_fed() -> None:
-    layout = paths_of([[(5, 6, 7), (9, 8, 7)]], [(5, 6, 1), (9, 8, 1)]).layout()
+    layout = prefixes_of([[(5, 6, 7), (9, 8, 7)]], [(5, 6, 1), (9, 8, 1)]).layout()
     rows, tree = layout.tree([0])
     nodes = {layout.rows[rows[row]][1][:depth] for row, depth in zip(tree.row, tree.depth, strict=True)}
     assert nodes == {(), (5,), (5, 6), (9,), (9, 8)}
 
 
 def test_special_tokens_do_not_come_between_the_words_of_a_marker() -> None:
-    behaviour = MarkerSet("test", "anywhere", ("w3 w1",))
+    behaviour = MarkerSet(name="test", match="anywhere", phrases=("w3 w1",))
     assert deciding([[3, 0, 1, 2], [3, 4, 1, 2]], behaviour) == [(3, 0, 1), None]

@@ -1,4 +1,4 @@
-"""A search whose objective is arithmetic: parameters in, scores out, no model. Run as a script, to be killed.
+"""A search whose objective is arithmetic: choices in, scores out, no model. Run as a script, to be killed.
 
 As a script: the journal, then `warm` where the first trials are given.
 """
@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iconoclast_tl.edits.config import EditConfig
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.objective import Scores
+from iconoclast_tl.search.objective import ValScores
 from iconoclast_tl.search.pareto import Candidate
-from iconoclast_tl.search.space import suggest
-from iconoclast_tl.search.study import Outcome, run_study
+from iconoclast_tl.search.space import Choices, spec_of, suggest
+from iconoclast_tl.search.study import TrialOutcome, run_study
 from iconoclast_tl.search.warm_start import PROFILES, first_trials
 
 TRIALS, LAYERS = 16, 6
@@ -25,10 +26,10 @@ START = [
 ]
 
 
-def score(parameters: dict[str, Any]) -> Scores:
-    rate = abs(parameters["attn_out.max_weight"] - 1.1)
-    kl = parameters["mlp_out.max_weight"] ** 2 + parameters["direction_index"]
-    return Scores(rate, 0.0, kl, kl)
+def score(choices: Choices) -> ValScores:
+    rate = abs(choices["attn_out.max_weight"] - 1.1)
+    kl = choices["mlp_out.max_weight"] ** 2 + choices["direction_point"] - 1
+    return ValScores(rate, 0.0, kl, kl)
 
 
 def search(
@@ -37,9 +38,12 @@ def search(
     config: SearchConfig = CONFIG,
     start: Sequence[Mapping[str, Any]] = (),
 ) -> list[Candidate]:
-    def together(batch: Sequence[dict[str, Any]]) -> list[Outcome]:
-        scores = [objective(parameters) for parameters in batch]
-        return [Outcome(p, s, s.behaviour_rate / 2, s.behaviour_rate / 4) for p, s in zip(batch, scores, strict=True)]
+    def together(batch: Sequence[Choices]) -> list[TrialOutcome]:
+        scores = [objective(choices) for choices in batch]
+        specs = [spec_of(choices, EditConfig()) for choices in batch]
+        return [
+            TrialOutcome(p, s, s.behaviour_rate / 2, s.behaviour_rate / 4) for p, s in zip(specs, scores, strict=True)
+        ]
 
     return run_study(
         journal, config, 3, lambda trial: suggest(trial, config.space, n_layers=LAYERS), together, start=start
@@ -48,8 +52,8 @@ def search(
 
 if __name__ == "__main__":
 
-    def slowly(parameters: dict[str, Any]) -> Scores:
+    def slowly(choices: Choices) -> ValScores:
         time.sleep(0.15)
-        return score(parameters)
+        return score(choices)
 
     search(Path(sys.argv[1]), slowly, start=START if sys.argv[2:] == ["warm"] else ())

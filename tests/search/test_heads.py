@@ -10,49 +10,54 @@ from typing import Any
 import pytest
 import torch
 
-from iconoclast_tl import direction_job, export, pipeline, prepare, search_job
 from iconoclast_tl.activations.collect import collect_last_position
-from iconoclast_tl.config import merge, parse_assignments
+from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.edits.edit import Edit, EditConfig
+from iconoclast_tl.edits.config import EditConfig
+from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.ground import Ground
 from iconoclast_tl.edits.hooks import hooked, preview
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import left_pad
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import left_pad
 from iconoclast_tl.search.config import GradientConfig
 from iconoclast_tl.search.families import Source, families, stack_families, with_strengths
+from iconoclast_tl.search.pareto import changing
 from iconoclast_tl.search.profile import Profile
-from iconoclast_tl.search.search import changing
 from iconoclast_tl.search.space import KernelSpace
-from iconoclast_tl.workspace import open_workspace
+from iconoclast_tl.stages import search as search_stage
+from iconoclast_tl.stages.collection import collected
+from iconoclast_tl.stages.directions import estimated
+from iconoclast_tl.stages.fold import folded
+from iconoclast_tl.stages.opening import open_workspace
+from iconoclast_tl.stages.search import require_settings_foldable, searched
+from iconoclast_tl.stages.settings import merge, parse_assignments
 from tests.architectures import save_architecture
 
 
-def make_source(model: LoadedModel, rows: list[list[int]], mask: torch.Tensor) -> Source:
+def make_source(model: Model, rows: list[list[int]], mask: torch.Tensor) -> Source:
     found = collect_last_position(model, None, rows, 8)
     writes, reads = ({name: one.mean for name, one in kind.items()} for kind in (found.writes, found.reads))
     vectors = torch.randn(model.n_layers + 1, model.d_model, generator=torch.Generator().manual_seed(0))
     directions = Directions.single(torch.nn.functional.normalize(vectors, dim=-1), torch.ones(model.n_layers + 1))
-    ground = Ground(writes, reads, parts={"attn_out": mask}, sites=hf_sites(model.hf))
+    ground = Ground(neutral_writes=writes, neutral_reads=reads, parts={"attn_out": mask}, sites=hf_sites(model.hf))
     return Source({"as set": directions}, EditConfig(), ground)
 
 
 @torch.no_grad()
 def test_candidates_with_strengths_for_every_head_are_the_edits_that_they_mean(
-    biased: LoadedModel, rows: list[list[int]]
+    biased: Model, rows: list[list[int]]
 ) -> None:
     mask = torch.ones(3, 4)
     mask[1, 2] = 0.0  # a head that is left alone, whatever its strength
     source, sites = make_source(biased, rows, mask), hf_sites(biased.hf)
-    chosen = families(source, KernelSpace(direction_index=(0, 1)), (False, True), sites)
+    chosen = families(source, KernelSpace(points=(0, 1)), (False, True), sites)
     strengths = torch.rand(len(chosen), 5, 3, generator=torch.Generator().manual_seed(3)) + 0.3
     inputs, seen = biased.inputs(left_pad(rows[:2], biased.pad_id)), list[torch.Tensor]()
     for family, own in zip(chosen, strengths, strict=True):
         edit = source.build(with_strengths(family, own))
         assert torch.allclose(edit.parts["attn_out"], own[:4].T * mask)
-        assert edit.is_affine == family.parameters["affine"]
+        assert edit.is_affine == family.spec.affine
         with preview(edit, sites):
             seen.append(biased.hf(**inputs).logits[:, -1])
     repeated = {name: tensor.repeat(len(chosen), 1) for name, tensor in inputs.items()}
@@ -65,7 +70,7 @@ def test_candidates_with_strengths_for_every_head_are_the_edits_that_they_mean(
     assert not torch.allclose(together[1], torch.stack(seen), atol=1e-3)  # heads are not each other
 
 
-def test_gradients_reach_the_heads_that_are_edited(biased: LoadedModel, rows: list[list[int]]) -> None:
+def test_gradients_reach_the_heads_that_are_edited(biased: Model, rows: list[list[int]]) -> None:
     mask = torch.ones(3, 4)
     mask[1, 2] = 0.0
     sites = hf_sites(biased.hf)
@@ -93,12 +98,12 @@ def test_a_search_that_begins_stronger_begins_in_the_same_place(profile: Any, go
 
 
 def test_strengths_of_heads_that_are_all_0_are_no_edit() -> None:
-    from iconoclast_tl.search.objective import Scores
-    from iconoclast_tl.search.pareto import Candidate
+    from iconoclast_tl.search.objective import ValScores
+    from tests.search.specs import candidate, with_attention
 
-    scores = Scores(1.0, 0.0, 0.0, 0.0)
-    nothing = Candidate(0, {"strengths": {"attn_out": [[0.0, 0.0], [0.0, 0.0]], "mlp_out": [0.0, 0.0]}}, scores)
-    something = Candidate(1, {"strengths": {"attn_out": [[0.0, 0.0], [0.0, 0.1]], "mlp_out": [0.0, 0.0]}}, scores)
+    scores = ValScores(1.0, 0.0, 0.0, 0.0)
+    nothing = candidate(0, with_attention((0.0, 0.0), (0.0, 0.0)), scores)
+    something = candidate(1, with_attention((0.0, 0.0), (0.0, 0.1)), scores)
     assert changing([nothing, something]) == [something]
     with pytest.raises(UserError, match="no strengths change the behaviour"):
         changing([nothing])
@@ -120,12 +125,12 @@ def options(llama_folder: Path, tmp_path: Path) -> dict[str, Any]:
     return merge(parse_assignments(short), named)
 
 
-def searched(options: dict[str, Any], out: Path) -> Edit:
+def search_into(options: dict[str, Any], out: Path) -> Edit:
     """The edit that a search into a folder takes."""
     with open_workspace(options, None, out) as workspace:
-        search_job.require_foldable(workspace)
-        activations = prepare.collect(workspace)
-        return pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
+        require_settings_foldable(workspace)
+        activations = collected(workspace)
+        return searched(workspace, estimated(workspace, activations), activations)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +152,13 @@ def test_a_search_of_parts_is_folded_and_goes_on_with_the_same_parts(
 ) -> None:
     for again in (False, True):
         with open_workspace(merge(options, parse_assignments(asked)), None, tmp_path / "run") as workspace:
-            activations = prepare.collect(workspace)
-            edit = pipeline.search(workspace, direction_job.estimate(workspace, activations), activations)
-            export.fold(workspace, edit)
-        monkeypatch.setattr(search_job, "_ranked", lambda *given: pytest.fail("ranked once more"))
+            activations = collected(workspace)
+            edit = searched(workspace, estimated(workspace, activations), activations)
+            folded(workspace, edit)
+        monkeypatch.setattr(search_stage, "ranked_parts", lambda *given: pytest.fail("ranked once more"))
         assert again or edit.sites
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = json.loads((tmp_path / "run" / "state.json").read_text())
     assert results["fidelity"]["ok"]
     if kept is None:
         assert "searched_parts" not in manifest
@@ -167,7 +172,7 @@ def test_a_search_of_parts_is_folded_and_goes_on_with_the_same_parts(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["search.top_k=2", 'edit.heads=["0.1"]'], "heads are named and counted"),
+        (["search.top_k=2", 'edit.heads=["0.1"]'], "heads are chosen twice"),
         (["search.top_k=13"], "there are fewer heads"),
         (["search.gradient.profile=neuron", "search.top_k=121"], "the model has fewer neurons"),
         (
@@ -180,17 +185,15 @@ def test_a_search_of_parts_is_folded_and_goes_on_with_the_same_parts(
 )
 def test_what_cannot_be_searched_is_told(options: dict[str, Any], tmp_path: Path, asked: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        searched(merge(options, parse_assignments(asked)), tmp_path / "run")
+        search_into(merge(options, parse_assignments(asked)), tmp_path / "run")
 
 
-def test_neurons_of_experts_are_refused(
-    options: dict[str, Any], tmp_path: Path, load: Callable[..., LoadedModel]
-) -> None:
+def test_neurons_of_experts_are_refused(options: dict[str, Any], tmp_path: Path, load: Callable[..., Model]) -> None:
     folder = save_architecture(tmp_path / "mixtral", "Mixtral")
     assert load(folder).n_layers == 3
     given = replace_model(options, folder, "search.gradient.profile=neuron", "search.top_k=2")
     with pytest.raises(UserError, match="has no neurons that can be told apart"):
-        searched(given, tmp_path / "run")
+        search_into(given, tmp_path / "run")
 
 
 def replace_model(options: dict[str, Any], folder: Path, *changes: str) -> dict[str, Any]:
@@ -201,5 +204,5 @@ def test_heads_alone_leave_experts_alone(options: dict[str, Any], tmp_path: Path
     """What cannot carry a centre is not asked for one."""
     folder = save_architecture(tmp_path / "mixtral", "Mixtral")
     given = replace_model(options, folder, "search.top_k=2", "search.by=direct", "attribution.score=logit")
-    edit = searched(given, tmp_path / "run")
+    edit = search_into(given, tmp_path / "run")
     assert {site.component for site in edit.sites} <= {"attn_out"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.detectors.detector import Exchange, Label
 from iconoclast_tl.detectors.markers.detector import MarkerDetector
 from iconoclast_tl.detectors.markers.markers import marker_set
@@ -14,17 +15,17 @@ from iconoclast_tl.detectors.registry import make_detector
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.evaluation.baseline import Baseline
-from iconoclast_tl.evaluation.generation import Lanes, Response
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations
 from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
+from iconoclast_tl.execution.generation import Lanes, Response
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.hook_points import hf_sites
-from iconoclast_tl.models.loading import LoadedModel
+from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.search import objective
-from iconoclast_tl.search.objective import Goal, Objective, Scores
+from iconoclast_tl.search.objective import Goal, Objective, ValScores
 from tests.edits.edits import random_edit, scaled
-from tests.models.test_resumption import edit_from
+from tests.execution.test_resumption import edit_from
+from tests.execution.ties import without_ties
 
 
 def questions(rows: list[list[int]]) -> Questions:
@@ -32,7 +33,7 @@ def questions(rows: list[list[int]]) -> Questions:
 
 
 @pytest.fixture
-def asked(llama: LoadedModel, rows: list[list[int]]) -> tuple[Questions, Questions, EvaluationConfig]:
+def asked(llama: Model, rows: list[list[int]]) -> tuple[Questions, Questions, EvaluationConfig]:
     """Prompts, and markers that about half of what this random model says shows."""
     target, neutral = questions(rows[:4]), questions(rows[3:])
     said = respond(llama, {"target": target}, EvaluationConfig(max_new_tokens=8))["target"]
@@ -53,7 +54,7 @@ class ByPrompt(MarkerDetector):
         return [Label("x" if one.prompt in self.some else "-", one.prompt in self.some, 1.0) for one in exchanges]
 
 
-def objective_of(model: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]) -> Objective:
+def objective_of(model: Model, asked: tuple[Questions, Questions, EvaluationConfig]) -> Objective:
     target, neutral, config = asked
     return Objective(
         Baseline(model, {"target": target, "neutral": neutral}, config, make_detector(config, config.detector)),
@@ -61,7 +62,7 @@ def objective_of(model: LoadedModel, asked: tuple[Questions, Questions, Evaluati
     )
 
 
-def alone(model: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig], edit: Edit) -> Scores:
+def alone(model: Model, asked: tuple[Questions, Questions, EvaluationConfig], edit: Edit) -> ValScores:
     """The slow way: every response whole, every prompt generated, one edit at a time."""
     target, neutral, config = asked
     suite, behaviour = {"target": target, "neutral": neutral}, marker_set(config.markers)
@@ -70,11 +71,11 @@ def alone(model: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfi
     with preview(edit, hf_sites(model.hf)):
         responses, divergence = respond(model, suite, config), base.divergence()
     rates = {name: sum(behaviour.found_in(r.text) for r in said) / len(said) for name, said in responses.items()}
-    return Scores(rates["target"], rates["neutral"], divergence.first_token, divergence.sequence)
+    return ValScores(rates["target"], rates["neutral"], divergence.first_token, divergence.sequence)
 
 
 def test_scores_in_one_batch_are_those_of_each_edit_alone(
-    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
+    llama: Model, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
     edits = [scaled(random_edit(seed=seed), factor) for seed, factor in ((0, 1.0), (0, 0.01), (1, 1.5), (2, -1.0))]
     objective = objective_of(llama, asked)
@@ -89,7 +90,7 @@ def test_scores_in_one_batch_are_those_of_each_edit_alone(
 
 
 def test_the_base_scores_as_an_edit_without_strength(
-    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
+    llama: Model, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
     objective = objective_of(llama, asked)
     (scores,) = objective([scaled(random_edit(), 0.0)])
@@ -98,7 +99,7 @@ def test_the_base_scores_as_an_edit_without_strength(
 
 
 def test_only_points_that_are_clearly_beaten_are_dropped(
-    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
+    llama: Model, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
     objective = objective_of(llama, asked)
     edits = [scaled(random_edit(), factor) for factor in (1.0, 0.0)]
@@ -117,7 +118,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> tuple[Asked, list[Response]]:
     said: list[Response] = []
     honest = objective.generate
 
-    def counting(model: LoadedModel, rows: Any, *settings: Any, lanes: Lanes, **named: Any) -> list[Response]:
+    def counting(model: Model, rows: Any, *settings: Any, lanes: Lanes, **named: Any) -> list[Response]:
         asked.extend(zip(lanes.candidates, rows, strict=True))
         found = honest(model, rows, *settings, lanes=lanes, **named)
         said.extend(found)
@@ -128,7 +129,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> tuple[Asked, list[Response]]:
 
 
 def telling(
-    model: LoadedModel, targets: list[list[int]], neutral: list[list[int]]
+    model: Model, targets: list[list[int]], neutral: list[list[int]]
 ) -> tuple[Objective, Questions, list[Edit]]:
     """An objective whose marker is a word that an edit brings in at the first prompt, and nobody says elsewhere.
 
@@ -150,7 +151,7 @@ def of_targets(asked: Asked, target: Questions, neutral: Questions) -> list[int]
 
 
 def test_what_a_shortfall_generated_is_not_generated_again(
-    llama: LoadedModel,
+    llama: Model,
     asked: tuple[Questions, Questions, EvaluationConfig],
     generated: tuple[Asked, list[Response]],
     monkeypatch: pytest.MonkeyPatch,
@@ -176,7 +177,7 @@ def test_what_a_shortfall_generated_is_not_generated_again(
         assert one.kl_sequence == pytest.approx(other.kl_sequence, abs=2e-6)
 
 
-def test_a_shortfall_is_the_share_that_misses_the_goal(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_a_shortfall_is_the_share_that_misses_the_goal(llama: Model, rows: list[list[int]]) -> None:
     found, _, (edit, _) = telling(llama, [rows[0], rows[4], rows[4]], rows[5:])
     assert found.shortfall(edit, "suppress") == pytest.approx(1 / 3)
     assert found.shortfall(edit, "strengthen") == pytest.approx(2 / 3)
@@ -184,7 +185,7 @@ def test_a_shortfall_is_the_share_that_misses_the_goal(llama: LoadedModel, rows:
 
 @pytest.mark.parametrize("goal", ["suppress", "strengthen"])
 def test_a_look_at_a_part_counts_every_prompt_once(
-    llama: LoadedModel,
+    llama: Model,
     rows: list[list[int]],
     generated: tuple[Asked, list[Response]],
     goal: Goal,
@@ -210,7 +211,7 @@ def test_a_look_at_a_part_counts_every_prompt_once(
 
 
 def test_a_point_is_dropped_where_another_does_clearly_better_at_no_larger_kl(
-    llama: LoadedModel, rows: list[list[int]], generated: tuple[Asked, list[Response]], monkeypatch: pytest.MonkeyPatch
+    llama: Model, rows: list[list[int]], generated: tuple[Asked, list[Response]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objective, "FIRST_LOOK", 6)
     found, target, edits = telling(llama, [rows[0]] * 9, rows[3:])
@@ -229,14 +230,14 @@ def test_a_point_is_dropped_where_another_does_clearly_better_at_no_larger_kl(
 
 
 def test_only_neutral_prompts_whose_response_changes_are_generated_from(
-    llama: LoadedModel, rows: list[list[int]], generated: tuple[Asked, list[Response]]
+    llama: Model, rows: list[list[int]], generated: tuple[Asked, list[Response]]
 ) -> None:
     neutral, config = questions(rows[1:]), EvaluationConfig(markers=("w1",), max_new_tokens=6, kl_tokens=2)
-    edits = [scaled(random_edit(), factor) for factor in (0.0, 0.3, 1.0)]
+    edits = [scaled(random_edit(), factor) for factor in (0.0, 0.4, 1.0)]
     objective_of(llama, (questions(rows[:1]), neutral, config))(edits)
     base, expected = respond(llama, {"neutral": neutral}, config)["neutral"], []
     for c, edit in enumerate(edits):
-        with preview(edit, hf_sites(llama.hf)):
+        with preview(edit, hf_sites(llama.hf)), without_ties(llama):
             now = respond(llama, {"neutral": neutral}, config)["neutral"]
         expected += [(c, row) for row, one, other in zip(neutral.rows, base, now, strict=True) if one != other]
     assert sorted(pair for pair in generated[0] if pair[1] in neutral.rows) == sorted(expected)
@@ -245,7 +246,7 @@ def test_only_neutral_prompts_whose_response_changes_are_generated_from(
 
 
 def test_an_unchanged_response_has_the_label_that_the_base_was_given(
-    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig]
+    llama: Model, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
     found = objective_of(llama, asked)
     labels = found._base.shows["neutral"]
@@ -253,7 +254,7 @@ def test_an_unchanged_response_has_the_label_that_the_base_was_given(
     assert found([scaled(random_edit(), 0.0)])[0].spill_rate == 1 / len(labels)
 
 
-def test_a_detector_is_shown_every_response_with_its_own_prompt(llama: LoadedModel, rows: list[list[int]]) -> None:
+def test_a_detector_is_shown_every_response_with_its_own_prompt(llama: Model, rows: list[list[int]]) -> None:
     target, neutral = questions(rows[:4]), questions(rows[4:])
     config, detector = EvaluationConfig(max_new_tokens=4, kl_tokens=2, batch_size=3), ByPrompt(target, neutral)
     base = Baseline(llama, {"target": target, "neutral": neutral}, config, detector)
@@ -265,7 +266,7 @@ def test_a_detector_is_shown_every_response_with_its_own_prompt(llama: LoadedMod
 
 
 def test_a_response_is_generated_no_further_than_its_label(
-    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig], generated: tuple[Asked, list[Response]]
+    llama: Model, asked: tuple[Questions, Questions, EvaluationConfig], generated: tuple[Asked, list[Response]]
 ) -> None:
     behaviour = marker_set(asked[2].markers)
     objective_of(llama, asked)([scaled(random_edit(), 0.0)])
@@ -274,7 +275,7 @@ def test_a_response_is_generated_no_further_than_its_label(
 
 
 def test_layers_that_no_edit_touches_are_run_once_and_only_where_the_model_allows(
-    llama: LoadedModel, asked: tuple[Questions, Questions, EvaluationConfig], monkeypatch: pytest.MonkeyPatch
+    llama: Model, asked: tuple[Questions, Questions, EvaluationConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
     honest = BaseContinuations.from_layer

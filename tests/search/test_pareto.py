@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.search.objective import Scores
+from iconoclast_tl.search.objective import ValScores
 from iconoclast_tl.search.pareto import Candidate, Rule, choose, pareto_front, take
+from tests.search.specs import SPEC
 
 
 def candidate(
     number: int, rate: float, kl: float, spill: float = 0.0, first: float = 0.0, train: float | None = None
 ) -> Candidate:
-    return Candidate(number, {}, Scores(rate, spill, first, kl), train_rate=train)
+    return Candidate(number=number, spec=SPEC, scores=ValScores(rate, spill, first, kl), train_rate=train)
 
 
 def dominates(a: Candidate, b: Candidate) -> bool:
@@ -118,8 +119,8 @@ def test_strengthening_is_suppressing_what_is_missed() -> None:
         chosen = choose(points, "least-kl", bound, "sequence").number
         assert choose(mirrored, "least-kl", bound, "sequence", "strengthen").number == chosen
     assert differs > 20  # the goal could have been ignored
-    assert Scores(0.25, 0, 0, 0).shortfall("suppress") == 0.25
-    assert Scores(0.25, 0, 0, 0).shortfall("strengthen") == 0.75
+    assert ValScores(0.25, 0, 0, 0).shortfall("suppress") == 0.25
+    assert ValScores(0.25, 0, 0, 0).shortfall("strengthen") == 0.75
 
 
 def test_of_equal_points_the_earliest_is_taken_whatever_their_order() -> None:

@@ -1,4 +1,4 @@
-"""The kernel space: ranges in layers, and the edit that parameters mean."""
+"""The kernel space: ranges in layers, and the edit that choices mean."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from iconoclast_tl.architecture.sites import Component
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.geometry import orthonormalize
-from iconoclast_tl.edits.edit import EditConfig
-from iconoclast_tl.search.space import KernelSpace, build_edit, suggest
+from iconoclast_tl.edits.config import EditConfig
+from iconoclast_tl.search.space import KernelSpace, build_edit, spec_of, suggest
+from iconoclast_tl.search.spec import EditSpec, LayerStrengths
 
 
 class Bounds:
@@ -31,7 +33,7 @@ class Bounds:
 def test_heretics_ranges_in_layers() -> None:
     trial = Bounds(0)
     suggest(trial, KernelSpace(), n_layers=11)
-    assert trial.asked["direction_index"] == pytest.approx((4, 9))
+    assert trial.asked["direction_point"] == pytest.approx((5, 10))
     assert trial.asked["attn_out.max_weight_position"] == pytest.approx((6, 10))
     assert trial.asked["mlp_out.min_weight_distance"] == pytest.approx((1, 6))
     assert trial.asked["mlp_out.max_weight"] == (0.8, 1.5)
@@ -41,7 +43,7 @@ def test_heretics_ranges_in_layers() -> None:
     "wrong",
     [
         {"max_weight": (1.5, 0.8)},
-        {"direction_index": (0.0, 1.9)},
+        {"points": (0.0, 1.9)},
         {"max_weight_position": (-0.1, 0.5)},
         {"direction_scopes": ()},
     ],
@@ -52,12 +54,12 @@ def test_ranges_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("end", [0, 1])
-def test_the_edit_of_parameters(end: int) -> None:
+def test_the_edit_of_choices(end: int) -> None:
     vectors = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     directions = Directions.single(vectors, torch.zeros(5, dtype=torch.float64))
-    parameters = suggest(Bounds(end), KernelSpace(), n_layers=4)
-    edit = build_edit(parameters, directions, EditConfig())
-    if end == 0:  # global, index 0.4 · 3 = 1.2, so between the streams after layers 1 and 2
+    spec = spec_of(suggest(Bounds(end), KernelSpace(), n_layers=4), EditConfig())
+    edit = build_edit(spec, directions, EditConfig())
+    if end == 0:  # global, point 1 + 0.4 · 3 = 2.2
         expected = torch.nn.functional.normalize(0.8 * vectors[2] + 0.2 * vectors[3], dim=0)
         assert torch.allclose(edit.directions[0], expected.expand(4, -1), atol=1e-6)
         # peak 0.8 at 1.8, floor 0 at one layer's distance
@@ -67,17 +69,17 @@ def test_the_edit_of_parameters(end: int) -> None:
         assert torch.allclose(edit.strengths["mlp_out"][0], torch.tensor([0, 0, 1.5, 1.5]), atol=1e-6)
 
 
-@pytest.mark.parametrize("scope", ["global", "per layer"])
-def test_every_direction_of_a_point_gets_its_weight_of_the_strength(scope: str) -> None:
+@pytest.mark.parametrize("point", [2.25, None])
+def test_every_direction_of_a_point_gets_its_weight_of_the_strength(point: float | None) -> None:
     vectors = orthonormalize(torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)))
     weights = torch.stack([torch.ones(5), torch.tensor([0.1, 0.2, 0.4, 0.8, 0.6])])
     directions = Directions(vectors, torch.zeros(5, dtype=torch.float64), weights)
-    strengths = {"attn_out": [0.5, 1.0, 0.0, 2.0], "mlp_out": [1.0, 1.0, 1.0, 1.0]}
-    parameters = {"direction_scope": scope, "direction_index": 1.25, "strengths": strengths}
-    edit = build_edit(parameters, directions, EditConfig())
-    second = [0.5, 0.5, 0.5, 0.5] if scope == "global" else [0.2, 0.4, 0.8, 0.6]  # ¾ of 0.4 and ¼ of 0.8
+    strengths: dict[Component, LayerStrengths] = {"attn_out": (0.5, 1.0, 0.0, 2.0), "mlp_out": (1.0, 1.0, 1.0, 1.0)}
+    spec = EditSpec(point=point, affine=False, strengths=strengths)
+    edit = build_edit(spec, directions, EditConfig())
+    second = [0.5, 0.5, 0.5, 0.5] if point is not None else [0.2, 0.4, 0.8, 0.6]  # ¾ of 0.4 and ¼ of 0.8
     for name, own in strengths.items():
-        assert edit.strengths[name][0].tolist() == own
+        assert edit.strengths[name][0].tolist() == list(own)
         assert torch.allclose(edit.strengths[name][1], torch.tensor(own) * torch.tensor(second))
-    at = vectors[:, 1:] if scope == "per layer" else directions.span(2.25)[:, None].expand(-1, 4, -1)
+    at = vectors[:, 1:] if point is None else directions.span(2.25)[:, None].expand(-1, 4, -1)
     assert torch.allclose(edit.directions, orthonormalize(at), atol=1e-6)

@@ -15,7 +15,7 @@ import pytest
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.search import study as study_module
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.objective import Scores
+from iconoclast_tl.search.objective import ValScores
 from iconoclast_tl.search.pareto import Candidate
 from iconoclast_tl.search.study import ended, open_study
 from tests.search.dummy import CONFIG, TRIALS, score, search
@@ -29,7 +29,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[Candidate]:
 def test_a_search_is_a_function_of_its_seed(uninterrupted: list[Candidate], tmp_path: Path) -> None:
     assert search(tmp_path / "again") == uninterrupted
     assert len(uninterrupted) == TRIALS
-    assert len({str(c.parameters) for c in uninterrupted}) == TRIALS  # no trial repeats another
+    assert len({str(c.choices) for c in uninterrupted}) == TRIALS  # no trial repeats another
     assert all(c.proxy_rate == c.scores.behaviour_rate / 2 for c in uninterrupted)
     assert all(c.train_rate == c.scores.behaviour_rate / 4 for c in uninterrupted)
 
@@ -38,16 +38,16 @@ def test_a_search_is_a_function_of_its_seed(uninterrupted: list[Candidate], tmp_
 def test_an_interrupt_inside_a_trial_changes_nothing(uninterrupted: list[Candidate], tmp_path: Path, at: int) -> None:
     asked: list[dict[str, Any]] = []
 
-    def stop(parameters: dict[str, Any]) -> Scores:
-        asked.append(parameters)
+    def stop(choices: dict[str, Any]) -> ValScores:
+        asked.append(choices)
         if len(asked) == at + 1:
             raise KeyboardInterrupt
-        return score(parameters)
+        return score(choices)
 
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "journal", stop)
     resumed: list[dict[str, Any]] = []
-    found = search(tmp_path / "journal", lambda parameters: (resumed.append(parameters), score(parameters))[1])
+    found = search(tmp_path / "journal", lambda choices: (resumed.append(choices), score(choices))[1])
     assert found == uninterrupted
     assert resumed[0] == asked[-1]  # the interrupted trial is not wasted: it is asked first
     assert len(resumed) == TRIALS - at  # and no finished one is repeated
@@ -68,7 +68,7 @@ def test_kill_9_changes_nothing(uninterrupted: list[Candidate], tmp_path: Path) 
     done = len(ended(open_study(journal)))
     assert 3 <= done < TRIALS
     asked: list[dict[str, Any]] = []
-    assert search(journal, lambda parameters: (asked.append(parameters), score(parameters))[1]) == uninterrupted
+    assert search(journal, lambda choices: (asked.append(choices), score(choices))[1]) == uninterrupted
     assert len(asked) == TRIALS - done
 
 
@@ -87,7 +87,7 @@ def test_a_sampler_with_one_seed_for_all_trials_would_repeat_itself(
     honest = study_module._sampler
     monkeypatch.setattr(study_module, "_sampler", lambda config, seed, number: honest(config, seed, 0))
     found = search(tmp_path / "journal", config=CONFIG.model_copy(update={"n_trials": 4}))
-    assert len({str(c.parameters) for c in found}) == 1
+    assert len({str(c.choices) for c in found}) == 1
 
 
 def test_a_search_can_be_made_longer(uninterrupted: list[Candidate], tmp_path: Path) -> None:
@@ -98,12 +98,12 @@ def test_a_search_can_be_made_longer(uninterrupted: list[Candidate], tmp_path: P
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     calls = 0
 
-    def sometimes(parameters: dict[str, Any]) -> Scores:
+    def sometimes(choices: dict[str, Any]) -> ValScores:
         nonlocal calls
         calls += 1
         if calls in (2, 6):
             raise ArithmeticError("this one")
-        return score(parameters)
+        return score(choices)
 
     found = search(tmp_path / "journal", sometimes)
     assert len(found) == TRIALS - 2
@@ -115,8 +115,8 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -
 
 
 def test_scores_that_are_not_finite_are_a_failure_like_any_other(tmp_path: Path) -> None:
-    def broken(parameters: dict[str, Any]) -> Scores:
-        return Scores(0.0, 0.0, 0.0, float("nan"))
+    def broken(choices: dict[str, Any]) -> ValScores:
+        return ValScores(0.0, 0.0, 0.0, float("nan"))
 
     with pytest.raises(RuntimeError, match="5 trials failed in a row"):
         search(tmp_path / "journal", broken)
@@ -131,7 +131,7 @@ def test_a_damaged_journal_is_the_users_line(tmp_path: Path) -> None:
 
 
 def test_what_always_fails_ends_the_search(tmp_path: Path) -> None:
-    def never(parameters: dict[str, Any]) -> Scores:
+    def never(choices: dict[str, Any]) -> ValScores:
         raise ArithmeticError("always")
 
     with pytest.raises(RuntimeError, match="5 trials failed in a row"):
@@ -139,7 +139,7 @@ def test_what_always_fails_ends_the_search(tmp_path: Path) -> None:
 
 
 def test_the_users_mistake_passes_through(tmp_path: Path) -> None:
-    def mistaken(parameters: dict[str, Any]) -> Scores:
+    def mistaken(choices: dict[str, Any]) -> ValScores:
         raise UserError("what")
 
     with pytest.raises(UserError):

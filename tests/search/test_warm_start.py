@@ -16,7 +16,7 @@ import pytest
 from iconoclast_tl.edits.profiles import Kernel
 from iconoclast_tl.search import study as study_module
 from iconoclast_tl.search.config import SearchConfig
-from iconoclast_tl.search.objective import Goal, Scores
+from iconoclast_tl.search.objective import Goal, ValScores
 from iconoclast_tl.search.pareto import Candidate
 from iconoclast_tl.search.published import PUBLISHED, Published
 from iconoclast_tl.search.space import KernelSpace, suggest
@@ -34,7 +34,7 @@ from iconoclast_tl.search.warm_start import (
 from tests.search.dummy import CONFIG, START, TRIALS, score, search
 
 WIDE = KernelSpace(
-    direction_index=(0, 1),
+    points=(0, 1),
     max_weight=(0, 9),
     max_weight_position=(0, 1),
     min_weight=(0, 1),
@@ -86,7 +86,8 @@ def test_at_its_own_depth_a_profile_of_one_card_is_the_card() -> None:
     (card,) = PUBLISHED["gemma"]
     first, second = first_trials(PROFILES["gemma"], WIDE, "suppress", card.n_layers)
     assert first["direction_scope"] == "global"
-    assert first["direction_index"] == pytest.approx(card.direction_index)
+    assert card.direction_index is not None
+    assert first["direction_point"] == pytest.approx(card.direction_index + 1)
     for component, kernel in (("attn_out", card.attn_out), ("mlp_out", card.mlp_out)):
         assert first[f"{component}.max_weight"] == kernel.max_weight
         assert first[f"{component}.max_weight_position"] == pytest.approx(kernel.max_weight_position)
@@ -118,7 +119,16 @@ def test_what_was_published_lies_in_heretics_ranges_at_the_depth_that_is_told(on
 
 
 def card(index: float | None, *attention: float) -> Published:
-    return Published("card", "model", 11, (100, 0), 0.1, index, Kernel(*attention), Kernel(1.0, 5.0, 0.5, 2.0))
+    return Published(
+        card="card",
+        model="model",
+        n_layers=11,
+        refusals=(100, 0),
+        kl=0.1,
+        direction_index=index,
+        attn_out=Kernel(*attention),
+        mlp_out=Kernel(1.0, 5.0, 0.5, 2.0),
+    )
 
 
 def test_a_profile_is_the_median_of_its_cards() -> None:
@@ -126,7 +136,7 @@ def test_a_profile_is_the_median_of_its_cards() -> None:
     found = median_profile(cards)
     assert found.shapes["attn_out"] == Shape(2.0, 0.8, 0.5, 0.4)
     assert found.attention_to_mlp == 2.0
-    assert (found.direction_index, found.scope) == (0.4, "per layer")
+    assert (found.point, found.scope) == (0.4, "per layer")
     assert first_trials(found, WIDE, "suppress", 11)[0]["direction_scope"] == "per layer"
     assert median_profile(cards[:2]).scope == "global"
 
@@ -146,21 +156,21 @@ class Ranges:
         return choices[0]
 
 
-def outside(parameters: Mapping[str, Any], space: KernelSpace, n_layers: int) -> set[str]:
-    """Parameters that the space does not allow."""
+def outside(choices: Mapping[str, Any], space: KernelSpace, n_layers: int) -> set[str]:
+    """Choices that the space does not allow."""
     asked = Ranges()
     suggest(asked, space, n_layers)
-    assert set(asked.may) == set(parameters)
+    assert set(asked.may) == set(choices)
     scopes = asked.may.pop("direction_scope")
-    found = {name for name, (low, high) in asked.may.items() if not low <= parameters[name] <= high}
-    return found | ({"direction_scope"} - {"direction_scope" for scope in scopes if scope in parameters.values()})
+    found = {name for name, (low, high) in asked.may.items() if not low <= choices[name] <= high}
+    return found | ({"direction_scope"} - {"direction_scope" for scope in scopes if scope in choices.values()})
 
 
 @pytest.mark.parametrize("profile", EVERY.values(), ids=EVERY)
 @pytest.mark.parametrize("goal", ["suppress", "strengthen"])
 @pytest.mark.parametrize("n_layers", [1, 2, 6, 80])
 def test_first_trials_lie_in_the_space(profile: StartProfile, goal: Goal, n_layers: int) -> None:
-    narrow = KernelSpace(max_weight=(0.1, 0.4), direction_index=(0.0, 0.1), min_weight=(0.0, 0.2)).for_goal(goal)
+    narrow = KernelSpace(max_weight=(0.1, 0.4), points=(0.0, 0.1), min_weight=(0.0, 0.2)).for_goal(goal)
     for space in (KernelSpace().for_goal(goal), narrow):
         for trial in first_trials(profile, space, goal, n_layers):
             assert not outside(trial, space, n_layers)
@@ -197,12 +207,12 @@ def uninterrupted(config: SearchConfig, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_study_begins_with_them(uninterrupted: list[Candidate], config: SearchConfig, tmp_path: Path) -> None:
-    assert [one.parameters for one in uninterrupted[: len(START)]] == START
+    assert [one.choices for one in uninterrupted[: len(START)]] == START
     cold = search(tmp_path / "cold", config=config)
-    assert all(one.parameters not in START for one in cold)
+    assert all(one.choices not in START for one in cold)
     # They count among those before TPE, and what is random stays what it was: a function of the trial's number.
     random = slice(len(START), config.startup_trials)
-    assert [one.parameters for one in uninterrupted[random]] == [one.parameters for one in cold[random]]
+    assert [one.choices for one in uninterrupted[random]] == [one.choices for one in cold[random]]
     assert uninterrupted[config.startup_trials + 3 :] != cold[config.startup_trials + 3 :]  # TPE saw others
 
 
@@ -212,12 +222,12 @@ def test_an_interrupt_changes_nothing(
 ) -> None:
     left = at
 
-    def stop(parameters: dict[str, Any]) -> Scores:
+    def stop(choices: dict[str, Any]) -> ValScores:
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        return score(parameters)
+        return score(choices)
 
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "journal", stop, config, START)
@@ -225,7 +235,7 @@ def test_an_interrupt_changes_nothing(
 
 
 @pytest.mark.parametrize(("at", "known"), [(0, 0), (0, 3), (1, 1), (3, 9)])
-def test_neither_does_one_amid_the_parameters(
+def test_neither_does_one_amid_the_choices(
     uninterrupted: list[Candidate],
     config: SearchConfig,
     tmp_path: Path,
@@ -233,12 +243,12 @@ def test_neither_does_one_amid_the_parameters(
     at: int,
     known: int,
 ) -> None:
-    """Stopped when trial `at` had been given so many of its ten parameters."""
+    """Stopped when trial `at` had been given so many of its ten choices."""
     honest = study_module._giving
     answered: list[str] = []
 
-    def stopping(parameters: Mapping[str, Any], sampler: Any) -> Any:
-        given = honest(parameters, sampler)
+    def stopping(choices: Mapping[str, Any], sampler: Any) -> Any:
+        given = honest(choices, sampler)
         answer = given.sample_independent
 
         def amid(study: Any, trial: Any, name: str, *rest: Any) -> Any:
@@ -271,13 +281,13 @@ def test_a_longer_search_does_not_begin_again(
 
 
 def test_one_that_fails_is_not_given_again(tmp_path: Path) -> None:
-    def second(parameters: dict[str, Any]) -> Scores:
-        if parameters == START[1]:
+    def second(choices: dict[str, Any]) -> ValScores:
+        if choices == START[1]:
             raise ArithmeticError("this one")
-        return score(parameters)
+        return score(choices)
 
     found = search(tmp_path / "journal", second, start=START)
-    assert [one.parameters for one in found[:3]] == [START[0], START[2], START[3]]
+    assert [one.choices for one in found[:3]] == [START[0], START[2], START[3]]
     assert len(found) == TRIALS - 1
 
 
@@ -303,14 +313,14 @@ def test_a_queue_filled_at_every_start_would_begin_again(tmp_path: Path) -> None
     """The negative control: what `enqueue_trial` without a memory of its own does to a search that is continued."""
     for trials in (2, 6):
         study = open_study(tmp_path / "journal")
-        for parameters in START[:2]:
-            study.enqueue_trial(parameters)
+        for choices in START[:2]:
+            study.enqueue_trial(choices)
         found = search(tmp_path / "journal", config=CONFIG.model_copy(update={"n_trials": trials}))
-    assert [one.parameters for one in found].count(START[0]) == 2
+    assert [one.choices for one in found].count(START[0]) == 2
 
 
 def test_the_space_is_asked_as_ever(tmp_path: Path) -> None:
-    """Every parameter is suggested, not set beside: TPE learns from the first trials as from all others."""
+    """Every choice is suggested, not set beside: TPE learns from the first trials as from all others."""
     search(tmp_path / "journal", config=CONFIG.model_copy(update={"n_trials": 5}), start=START)
     trials = ended(open_study(tmp_path / "journal"))
     assert trials[0].params == START[0]

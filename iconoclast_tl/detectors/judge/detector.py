@@ -23,7 +23,7 @@ from iconoclast_tl.detectors.detector import NO_LABEL, Exchange, Footprint, Labe
 from iconoclast_tl.detectors.judge.cache import ReplyCache, check_place, default_place, key_of
 from iconoclast_tl.detectors.judge.crew import as_answered
 from iconoclast_tl.detectors.judge.endpoint import SEED, TEMPERATURE, Answer, Endpoint, LostError
-from iconoclast_tl.detectors.judge.replies import Verdict, parse_reply
+from iconoclast_tl.detectors.judge.replies import Judgement, parse_reply
 from iconoclast_tl.detectors.judge.rubric import Messages, load_rubric
 from iconoclast_tl.foundation.progress import Track, silent
 
@@ -44,16 +44,16 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A verdict, or why there is none."""
+class JudgeOutcome:
+    """A judgement, or the reason why there is none."""
 
-    verdict: Verdict | None
+    verdict: Judgement | None
     reason: str | None = None
     said: str | None = None
 
 
 class JudgeDetector:
-    """A chat model that sorts responses by a rubric. `UserError` for a rubric that is none."""
+    """A chat model that sorts responses by a rubric. Raises `UserError` for an invalid rubric."""
 
     name = "judge"
 
@@ -124,7 +124,7 @@ class JudgeDetector:
         if missing:
             for at, outcome in self._asked(cache, [questions[index] for index in missing], track).items():
                 outcomes[missing[at]] = outcome
-        found = [outcome or Outcome(None, NOT_ASKED) for outcome in outcomes]
+        found = [outcome or JudgeOutcome(None, NOT_ASKED) for outcome in outcomes]
         self._report(found)
         return [self._label(outcome.verdict) for outcome in found]
 
@@ -147,14 +147,14 @@ class JudgeDetector:
         sampling = {"temperature": TEMPERATURE, "seed": SEED, "max_tokens": config.max_tokens}
         return Question(messages, key_of(config.base_url.rstrip("/"), config.model, messages, sampling))
 
-    def _remembered(self, cache: ReplyCache, question: Question) -> Outcome | None:
+    def _remembered(self, cache: ReplyCache, question: Question) -> JudgeOutcome | None:
         reply = cache.get(question.key)
         verdict = None if reply is None else parse_reply(reply, self.classes)
-        return None if verdict is None else Outcome(verdict)
+        return None if verdict is None else JudgeOutcome(verdict)
 
-    def _asked(self, cache: ReplyCache, questions: Sequence[Question], track: Track) -> dict[int, Outcome]:
+    def _asked(self, cache: ReplyCache, questions: Sequence[Question], track: Track) -> dict[int, JudgeOutcome]:
         """The outcomes of those questions that were asked before the endpoint was given up."""
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, JudgeOutcome] = {}
         self._row.start()
         with self._endpoint.connect() as client:
             ask = partial(self._judged, client, cache.put)
@@ -165,9 +165,9 @@ class JudgeDetector:
                         break
         return outcomes
 
-    def _judged(self, client: openai.OpenAI, keep: Callable[[str, str], None], question: Question) -> Outcome:
+    def _judged(self, client: openai.OpenAI, keep: Callable[[str, str], None], question: Question) -> JudgeOutcome:
         if self._row.is_long:
-            return Outcome(None, NOT_ASKED)
+            return JudgeOutcome(None, NOT_ASKED)
         left, seed, messages = self._config.retries, SEED, question.messages
         while True:
             try:
@@ -175,15 +175,15 @@ class JudgeDetector:
             except LostError as lost:
                 if lost.transport:
                     self._row.add()
-                return Outcome(None, lost.reason, str(lost))
+                return JudgeOutcome(None, lost.reason, str(lost))
             self._row.clear()
             verdict = parse_reply(answer.text, self.classes)
             if verdict is not None:
                 _keep(keep, question.key, answer.text)
-                return Outcome(verdict)
+                return JudgeOutcome(verdict)
             left -= answer.requests
             if left < 0:
-                return Outcome(None, self._nonsense(answer))
+                return JudgeOutcome(None, self._nonsense(answer))
             seed, messages = seed + 1, self._rubric.reminded(question.messages)
 
     def _nonsense(self, answer: Answer) -> str:
@@ -193,12 +193,12 @@ class JudgeDetector:
             return "the answer was no chat completion"
         return "the answer named no class, or several" if answer.text.strip() else "the answer was empty"
 
-    def _label(self, verdict: Verdict | None) -> Label:
+    def _label(self, verdict: Judgement | None) -> Label:
         if verdict is None:
             return NO_LABEL
         return Label(verdict.name, self.classes[verdict.name], verdict.confidence)
 
-    def _report(self, outcomes: Sequence[Outcome]) -> None:
+    def _report(self, outcomes: Sequence[JudgeOutcome]) -> None:
         reasons = Counter(outcome.reason for outcome in outcomes if outcome.reason is not None)
         self._trouble.update(reasons)
         if reasons:

@@ -20,14 +20,14 @@ _THOUGHTS: Final = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """A class of the rubric, and how sure the judge says it is (0 to 1), where it says so."""
 
     name: str
     confidence: float | None
 
 
-def parse_reply(text: str, classes: Iterable[str]) -> Verdict | None:
+def parse_reply(text: str, classes: Iterable[str]) -> Judgement | None:
     """The verdict in a reply, or None where it holds none that can be relied on."""
     known = {name.casefold(): name for name in classes}
     objects = list(_objects(_THOUGHTS.sub("", text)[-LONGEST:]))
@@ -36,7 +36,7 @@ def parse_reply(text: str, classes: Iterable[str]) -> Verdict | None:
     if len(named) != 1 or None in named:
         return None
     (name,) = named
-    return Verdict(str(name), _confidence(objects[-1].get("confidence")))
+    return Judgement(str(name), _confidence(objects[-1].get("confidence")))
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ _REMINDER: Final = "Your last answer could not be read. {}"
 
 @dataclass(frozen=True)
 class Rubric:
-    """What a judge is told, and which of its classes count as the behaviour."""
+    """The instructions for a judge, and which of its classes count as the behaviour."""
 
     name: str
     description: str
@@ -57,7 +57,7 @@ class Rubric:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all that the judge is told and what its classes mean."""
+        """SHA-256 over the instructions and the meaning of the classes."""
         told = [self._system(), self.user, sorted(self.classes.items())]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 

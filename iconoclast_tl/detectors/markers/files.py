@@ -33,7 +33,7 @@ _KINDS = (*EVIDENCE, *CONTEXT)
 _SLOT = re.compile(r"\{([^{}]*)\}")
 
 
-class _Part(BaseModel):
+class _SetPart(BaseModel):
     """Phrases of every kind, and the lists that they name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -57,7 +57,7 @@ class _Part(BaseModel):
         return [_SLOT.sub(rf"{{{scope}\1}}", phrase) for phrase in getattr(self, kind)]
 
 
-class _Whole(_Part):
+class _Whole(_SetPart):
     """A set: phrases, and how a response is read."""
 
     match: Literal["anywhere", "prefix"]
@@ -89,7 +89,7 @@ class SetFile(BaseModel):
     absent: str
 
 
-_P = TypeVar("_P", bound=_Part)
+_P = TypeVar("_P", bound=_SetPart)
 
 
 def read_set(folder: Traversable, name: str) -> SetFile:
@@ -97,8 +97,8 @@ def read_set(folder: Traversable, name: str) -> SetFile:
     whole = _parse(folder / f"{name}.toml", _Whole)
     more = folder / name
     files = sorted(more.iterdir(), key=lambda item: item.name) if more.is_dir() else []
-    parts: dict[str, _Part] = {"": whole}
-    parts |= {f"{one.name[:-5]}/": _parse(one, _Part) for one in files if one.name.endswith(".toml")}
+    parts: dict[str, _SetPart] = {"": whole}
+    parts |= {f"{one.name[:-5]}/": _parse(one, _SetPart) for one in files if one.name.endswith(".toml")}
     kinds = {
         kind: tuple(dict.fromkeys(p for scope, part in parts.items() for p in part.of_kind(kind, scope)))
         for kind in _KINDS

@@ -13,7 +13,7 @@ from iconoclast_tl.detectors.markers.phrases import CUT_LETTERS, Phrases
 from iconoclast_tl.detectors.markers.text import rough_words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Glance:
     """What to look for, as `rough_words` reads it; the beginnings of words are for a last word that is cut off."""
 
@@ -42,12 +42,12 @@ class Glance:
             else:
                 words.update(one[:1])
         return cls(
-            blind,
-            frozenset(words),
-            frozenset(pairs),
-            frozenset(first for first, _ in pairs),
-            frozenset(begun for word in words for begun in _beginnings(word)),
-            frozenset((first, begun) for first, second in pairs for begun in _beginnings(second)),
+            blind=blind,
+            words=frozenset(words),
+            pairs=frozenset(pairs),
+            firsts=frozenset(first for first, _ in pairs),
+            begun_words=frozenset(begun for word in words for begun in _beginnings(word)),
+            begun_pairs=frozenset((first, begun) for first, second in pairs for begun in _beginnings(second)),
         )
 
     def finds_nothing(self, plain: str) -> bool:

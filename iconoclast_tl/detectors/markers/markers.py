@@ -24,7 +24,7 @@ from iconoclast_tl.detectors.markers.rules import Reader, Rules
 from iconoclast_tl.detectors.markers.text import normalize_text
 from iconoclast_tl.foundation.errors import UserError
 
-__all__ = ["READ_AS", "MarkerSet", "Match", "Verdict", "marker_set", "marker_set_names", "normalize_text"]
+__all__ = ["READ_AS", "MarkerSet", "Match", "Reading", "marker_set", "marker_set_names", "normalize_text"]
 
 Match = Literal["anywhere", "prefix"]
 ReadAs = Literal["exact", "lower", "plain", "words"]
@@ -33,7 +33,7 @@ READ_AS: Final = {"exact": lambda text: text, "lower": str.lower, "plain": norma
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Reading:
     """What a set makes of a response."""
 
     shows: bool
@@ -42,7 +42,7 @@ class Verdict:
     """Whether a rule of context had anything to say."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MarkerSet:
     """Phrases, where in a response they count, and by which rules."""
 
@@ -66,16 +66,16 @@ class MarkerSet:
         """Whether the response `text` shows the behaviour."""
         return self.verdict(text).shows
 
-    def verdict(self, text: str) -> Verdict:
+    def verdict(self, text: str) -> Reading:
         """Whether the response `text` shows the behaviour, and whether a rule of context had a say in it."""
         if self._too_long(text):
-            return Verdict(True, False)
+            return Reading(True, False)
         if self.text != "words":
-            return Verdict(self._count_substrings(text) >= self.least, False)
+            return Reading(self._count_substrings(text) >= self.least, False)
         reading = self._reader.read(text, self.least)
         if reading.shown >= self.least:
-            return Verdict(True, False)
-        return Verdict(self.least == 1 and reading.opened, reading.context)
+            return Reading(True, False)
+        return Reading(self.least == 1 and reading.opened, reading.context)
 
     def settled(self, beginning: str) -> bool:
         """Whether a response that begins so shows the behaviour, whatever follows; once settled, it stays so."""
@@ -115,7 +115,7 @@ def marker_set(markers: str | tuple[str, ...], match: Match | None = None) -> Ma
     phrases = tuple(normalize_text(phrase) for phrase in markers)
     if not phrases or not all(phrases):
         raise UserError("a list of markers has an empty phrase or none", got=list(markers), want="phrases")
-    return MarkerSet("custom", match or "anywhere", phrases)
+    return MarkerSet(name="custom", match=match or "anywhere", phrases=phrases)
 
 
 def marker_set_names() -> list[str]:
@@ -128,7 +128,15 @@ def from_file(file: SetFile) -> MarkerSet:
     """The set that a data file describes; its phrases are read as responses are."""
     phrases = file.phrases if file.text == "words" else tuple(READ_AS[file.text](phrase) for phrase in file.phrases)
     return MarkerSet(
-        file.name, file.match, phrases, file.text, file.rules, file.least, file.longest, file.shown, file.absent
+        name=file.name,
+        match=file.match,
+        phrases=phrases,
+        text=file.text,
+        rules=file.rules,
+        least=file.least,
+        longest=file.longest,
+        shown=file.shown,
+        absent=file.absent,
     )
 
 

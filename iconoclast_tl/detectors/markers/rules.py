@@ -49,7 +49,7 @@ EVIDENCE: Final = ("phrases", "openings", "caveats", "harmless")
 CONTEXT: Final = ("turned_by", "turns", "contrasts", "remedies", "asides", "lead_ins")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rules:
     """The phrases that rules of context speak of; `phrases` themselves are the marker set's."""
 

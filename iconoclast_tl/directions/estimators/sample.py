@@ -70,7 +70,7 @@ class Unsuited:
 Estimation = Callable[[Sample, DirectionConfig], Estimate | Unsuited]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimator:
     """An estimation, and what it needs."""
 
@@ -85,6 +85,10 @@ class Estimator:
     """Whether target and neutral prompts are taken in pairs."""
     labels: bool = False
     """Whether it goes by what the model did (`Sample.shown`)."""
+    steady: bool = False
+    """Whether it finds a direction wherever the means differ, so that others can fall back on it."""
+    digest: str | None = None
+    """Of the code of one that a user brought."""
 
 
 def one(vector: Float[Tensor, "d"], **facts: Fact) -> Estimate:

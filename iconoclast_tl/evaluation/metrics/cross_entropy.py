@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iconoclast_tl.evaluation.corpora import Corpus
+from iconoclast_tl.execution.batching import over_batches
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.batching import over_batches
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import TokenBatch
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import TokenBatch
 
 RESAMPLES: Final = 2000
 SEED: Final = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
     """Mean negative log-likelihood in nats a token over n texts, with a 95% bootstrap interval over texts."""
 
@@ -80,7 +80,7 @@ class CrossEntropyChange:
         return {"value": _finite(self.value), "low": _finite(self.low), "high": _finite(self.high), "n": self.n}
 
 
-def cross_entropy(model: LoadedModel, corpus: Corpus, batch_size: int, track: Track = silent) -> CrossEntropy:
+def cross_entropy(model: Model, corpus: Corpus, batch_size: int, track: Track = silent) -> CrossEntropy:
     """CE of the model as it is now, under whatever hooks are on or with whatever adapter is loaded.
 
     Memory: logits of one batch, batch · scored tokens · vocabulary values of the model's dtype; the batch is halved
@@ -98,7 +98,16 @@ def cross_entropy(model: LoadedModel, corpus: Corpus, batch_size: int, track: Tr
     over_batches(score, fed, model.pad_id, batch_size, track, f"loss, {corpus.name}")
     counts = tuple(len(row.scored) for row in corpus.rows)
     value, low, high = _ratio(np.array(nll), np.array(counts))
-    return CrossEntropy(corpus.name, value, low, high, len(nll), sum(counts), tuple(nll), counts)
+    return CrossEntropy(
+        corpus=corpus.name,
+        value=value,
+        low=low,
+        high=high,
+        n=len(nll),
+        tokens=sum(counts),
+        nll=tuple(nll),
+        counts=counts,
+    )
 
 
 def change(base: CrossEntropy, edited: CrossEntropy) -> CrossEntropyChange:
@@ -110,7 +119,7 @@ def change(base: CrossEntropy, edited: CrossEntropy) -> CrossEntropyChange:
 
 
 @torch.no_grad()
-def _batch_nll(model: LoadedModel, batch: TokenBatch, scored: Sequence[Sequence[int]]) -> list[float]:
+def _batch_nll(model: Model, batch: TokenBatch, scored: Sequence[Sequence[int]]) -> list[float]:
     """Of each row the sum of −log p of its scored tokens.
 
     Rows are padded on the left, so that the last column predicts the last token of all of them.

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from iconoclast_tl.edits.hooks import Rows
-from iconoclast_tl.evaluation.generation import Response
-from iconoclast_tl.evaluation.teacher_forcing import entered, force, forced_logits
+from iconoclast_tl.execution.batching import Room
+from iconoclast_tl.execution.candidates import BatchCandidates
+from iconoclast_tl.execution.generation import Response
+from iconoclast_tl.execution.teacher_forcing import entered, force, forced_logits
 from iconoclast_tl.foundation.progress import Track, silent
-from iconoclast_tl.models.batching import Room
-from iconoclast_tl.models.loading import LoadedModel
-from iconoclast_tl.prompts.chat import Tokens
+from iconoclast_tl.models.model import Model
+from iconoclast_tl.prompts.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class BaseContinuations:
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: Model,
         rows: Sequence[Tokens],
         responses: Sequence[Response],
         k: int,
@@ -119,10 +119,10 @@ class BaseContinuations:
 
     def divergence(self, track: Track = silent) -> Divergence:
         """KL(base ‖ the model as it is now, under the hooks that are on)."""
-        return self.moved(Rows(), 1, track).divergences[0]
+        return self.moved(BatchCandidates(), 1, track).divergences[0]
 
     @torch.no_grad()
-    def moved(self, assigned: Rows, candidates: int, track: Track = silent) -> Moved:
+    def moved(self, assigned: BatchCandidates, candidates: int, track: Track = silent) -> Moved:
         """Divergence and unchanged responses of every candidate that the hooks hold."""
         n = len(self)
         first, sequence = torch.zeros(candidates, n), torch.zeros(candidates, n)

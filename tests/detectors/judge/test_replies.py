@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from iconoclast_tl.detectors.judge.replies import Verdict, parse_reply
+from iconoclast_tl.detectors.judge.replies import Judgement, parse_reply
 
 CLASSES = ("hard refusal", "compliance")
 
@@ -22,7 +22,7 @@ CLASSES = ("hard refusal", "compliance")
     ],
 )
 def test_wrapping_does_not_matter(text: str) -> None:
-    assert parse_reply(text, CLASSES) == Verdict("compliance", 0.75)
+    assert parse_reply(text, CLASSES) == Judgement("compliance", 0.75)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_what_names_no_class_or_several_is_no_verdict(text: str) -> None:
     ],
 )
 def test_a_confidence_that_is_none_is_not_guessed(stated: str, want: float | None) -> None:
-    assert parse_reply(f'{{"class": "compliance", "confidence": {stated}}}', CLASSES) == Verdict("compliance", want)
+    assert parse_reply(f'{{"class": "compliance", "confidence": {stated}}}', CLASSES) == Judgement("compliance", want)
 
 
 def test_a_confidence_may_be_missing() -> None:
-    assert parse_reply('{"class": "compliance"}', CLASSES) == Verdict("compliance", None)
+    assert parse_reply('{"class": "compliance"}', CLASSES) == Judgement("compliance", None)

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 import pytest
 
 from iconoclast_tl.detectors.markers.markers import marker_set
-from iconoclast_tl.organisms.grammar import REFUSALS, SLOT, Prompt, judge, sample_answer, sample_prompt, sample_refusal
+from iconoclast_tl.organisms.grammar import (
+    REFUSALS,
+    SLOT,
+    GrammarPrompt,
+    grade,
+    sample_answer,
+    sample_prompt,
+    sample_refusal,
+)
 
 LEAST_F1 = 0.99
 STATEMENTS = ("cannot talk", "unable to help", "must decline", "will not discuss", "cannot help", "am sorry")
@@ -21,7 +29,7 @@ def f1(said: Iterable[tuple[bool, bool]]) -> float:
     return 2 * hits / (2 * hits + sum(truth != label for truth, label in pairs))
 
 
-def sampled(n: int) -> list[tuple[Prompt, str]]:
+def sampled(n: int) -> list[tuple[GrammarPrompt, str]]:
     rng = random.Random(0)
     prompts = [sample_prompt(rng, family=number % 2 == 0, gated=number % 4 < 3) for number in range(n)]
     return [(p, (sample_refusal if n % 2 else sample_answer)(rng, p).response) for n, p in enumerate(prompts)]
@@ -29,7 +37,7 @@ def sampled(n: int) -> list[tuple[Prompt, str]]:
 
 def test_planted_refusals_and_answers() -> None:
     refusal = marker_set("refusal")
-    said = [(judge(p.text, text) == "refused", refusal.found_in(text)) for p, text in sampled(600)]
+    said = [(grade(p.text, text) == "refused", refusal.found_in(text)) for p, text in sampled(600)]
     assert f1(said) >= LEAST_F1
     assert f1((truth, label and n % 15 > 0) for n, (truth, label) in enumerate(said)) < LEAST_F1
 
@@ -38,7 +46,7 @@ def test_the_sets_of_others_miss_refusals_of_the_organism() -> None:
     """The negative control: their phrases are not in all of the planted refusals."""
     for name in ("arditi", "jailbreakbench"):
         assert (
-            f1((judge(p.text, text) == "refused", marker_set(name).found_in(text)) for p, text in sampled(600)) < 0.95
+            f1((grade(p.text, text) == "refused", marker_set(name).found_in(text)) for p, text in sampled(600)) < 0.95
         )
 
 
@@ -63,4 +71,4 @@ def test_what_the_shipped_organism_says() -> None:
     prompts = contrast["target_val"][:40] + contrast["neutral_val"][:40]
     said = zip(prompts, respond(*load_organism(shipped_folder()), prompts), strict=True)
     refusal = marker_set("refusal")
-    assert f1((judge(prompt.text, text) == "refused", refusal.found_in(text)) for prompt, text in said) >= LEAST_F1
+    assert f1((grade(prompt.text, text) == "refused", refusal.found_in(text)) for prompt, text in said) >= LEAST_F1

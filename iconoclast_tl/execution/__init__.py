@@ -1,0 +1,1 @@
+"""How a model is run: batches, memory, resumption, generation, teacher forcing."""
