@@ -16,9 +16,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/iconoclast-tl run --recipe experiments/demo/recipe.toml --out runs/demo
 
-# A process a core, each with one thread: faster than threads on models this small.
+# A process a core, each with one thread: faster than threads on models this small. Tests of one group share a process.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 	$(MAKE) test-numerics
 
 # Tests that compare numbers, once more as on a processor without vector instructions: sums in another order, and

@@ -1,4 +1,4 @@
-"""Run the conformance suite and write its table into the README: `python -m scripts.architectures`."""
+"""Run the conformance suite and write its table into the docs: `python -m scripts.architectures`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).parent.parent
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "architectures.md"
 START, END = "<!-- architectures -->", "<!-- /architectures -->"
 COLUMNS = (
     "architecture", "transformers", "writers", "TransformerLens", "affine", "row norms", "by themselves",
@@ -33,7 +33,8 @@ def main() -> None:
 def row(name: str) -> list[str]:
     """One architecture's line of the table."""
     from iconoclast_tl.doctor.checks import Check, examine
-    from iconoclast_tl.models.loading import ModelConfig, load_model
+    from iconoclast_tl.models.config import ModelConfig
+    from iconoclast_tl.models.load import load_model
     from tests.architectures import save_architecture
 
     with TemporaryDirectory() as place:
@@ -41,7 +42,7 @@ def row(name: str) -> list[str]:
         checks: Mapping[str, Check] = {check.name: check for check in (ask() for ask in examine(model, saved=True))}
     failed = [check.name for check in checks.values() if check.ok is False]
     if failed:
-        sys.exit(f"{name} fails: {', '.join(failed)}; the README is left as it was")
+        sys.exit(f"{name} fails: {', '.join(failed)}; {PAGE.name} is left as it was")
     affine = checks["fold: affine"]
     folds = [
         check.measured for check in checks.values() if check.name.startswith("fold") and check.measured is not None
@@ -61,10 +62,9 @@ def row(name: str) -> list[str]:
 def write(rows: list[list[str]]) -> None:
     """Put the table between its marks."""
     lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(START)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     _, _, after = rest.partition(END)
-    readme.write_text("\n".join([before + START, *lines, END]) + after, encoding="utf-8")
+    PAGE.write_text("\n".join([before + START, *lines, END]) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
