@@ -155,8 +155,10 @@ class Registry(Mapping[str, T]):
     def _found(self) -> dict[str, EntryPoint]:
         """The entry points of the group by name, from the metadata of what is installed; looked for once."""
         if self._entries is None:
+            from importlib import invalidate_caches
             from importlib.metadata import entry_points
 
+            invalidate_caches()  # what was installed since, as in a notebook
             found: dict[str, EntryPoint] = {}
             for entry in entry_points(group=self.group):
                 built_in = entry.name in self._parts and entry.name not in self._origins
