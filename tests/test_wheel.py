@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.slow
+TYPES = pytest.mark.xdist_group("types")  # mypy runs once, for all of them
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(__file__).parent / "scripts"
 N_PROMPTS = 40
@@ -99,19 +100,6 @@ def test_the_front_door_opens_in_an_empty_folder(empty: Path, installed: Path, w
         assert {"manifest.json", "results.json", "adapter"} <= set(said["run"])
 
 
-def checked(script: Path, installed: Path) -> subprocess.CompletedProcess[str]:
-    """What mypy says of a user's script."""
-    (script.parent / "mypy.ini").write_text(MYPY)
-    command = ("-m", "mypy", "--cache-dir", installed.parent / "mypy", script.name)
-    return python(*command, cwd=script.parent, installed=installed)
-
-
-def test_a_users_script_is_type_checked_against_the_wheel(empty: Path, installed: Path) -> None:
-    done = checked(empty / "typed.py", installed)
-    assert done.returncode == 0, done.stdout
-    assert (installed / "iconoclast_tl" / "py.typed").is_file()
-
-
 WRONG = {
     "itl.load_model('organism').n_layers + 'x'": "Unsupported operand types",
     "itl.load_model('organism').generate(3)": "No overload variant",
@@ -122,21 +110,42 @@ WRONG = {
 """Lines that a user gets wrong, and what a type checker says of each."""
 
 
-def test_wrong_types_are_found(empty: Path, installed: Path) -> None:
-    script = empty / "wrong.py"
-    script.write_text("import iconoclast_tl as itl\n\n" + "\n".join(WRONG) + "\n")
-    lines = checked(script, installed).stdout.splitlines()
+@pytest.fixture(scope="session")
+def public(installed: Path) -> list[str]:
+    """The public names of the wheel."""
+    names = python("-c", "import iconoclast_tl as itl; print(*itl.__all__)", cwd=installed.parent, installed=installed)
+    return names.stdout.split()
+
+
+@pytest.fixture(scope="session")
+def type_checker(tmp_path_factory: pytest.TempPathFactory, installed: Path, public: list[str]) -> list[str]:
+    """What mypy says of a user's scripts: a right one, a wrong one, and one that asks for the type of every name."""
+    folder = tmp_path_factory.mktemp("typed")
+    begin = "import iconoclast_tl as itl\n"
+    (folder / "mypy.ini").write_text(MYPY)
+    shutil.copy(SCRIPTS / "typed.py", folder)
+    (folder / "wrong.py").write_text(f"{begin}\n" + "\n".join(WRONG) + "\n")
+    (folder / "names.py").write_text(begin + "".join(f"reveal_type(itl.{name})\n" for name in public))
+    said = python("-m", "mypy", "typed.py", "wrong.py", "names.py", cwd=folder, installed=installed)
+    return said.stdout.splitlines()
+
+
+@TYPES
+def test_a_users_script_is_type_checked_against_the_wheel(type_checker: list[str], installed: Path) -> None:
+    assert [line for line in type_checker if line.startswith("typed.py")] == []
+    assert (installed / "iconoclast_tl" / "py.typed").is_file()
+
+
+@TYPES
+def test_wrong_types_are_found(type_checker: list[str]) -> None:
     for number, said in enumerate(WRONG.values(), start=3):
-        own = [line for line in lines if line.startswith(f"wrong.py:{number}: error")]
-        assert any(said in line for line in own), (number, lines)
+        own = [line for line in type_checker if line.startswith(f"wrong.py:{number}: error")]
+        assert any(said in line for line in own), (number, type_checker)
 
 
-def test_every_public_name_has_a_type(empty: Path, installed: Path) -> None:
+@TYPES
+def test_every_public_name_has_a_type(type_checker: list[str], public: list[str]) -> None:
     """`reveal_type` of none is `Any`; of a name that came through `__getattr__` alone it would be."""
-    names = python("-c", "import iconoclast_tl as itl; print(*itl.__all__)", cwd=empty, installed=installed)
-    script = empty / "names.py"
-    public = names.stdout.split()
-    script.write_text("import iconoclast_tl as itl\n" + "".join(f"reveal_type(itl.{name})\n" for name in public))
-    said = [line for line in checked(script, installed).stdout.splitlines() if "Revealed type" in line]
+    said = [line for line in type_checker if line.startswith("names.py") and "Revealed type" in line]
     assert len(said) == len(public) > 20
     assert not [name for name, line in zip(public, said, strict=True) if '"Any"' in line]

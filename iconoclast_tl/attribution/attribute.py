@@ -143,7 +143,7 @@ def study_of(
         target_rows=target_rows,
         neutral_rows=neutral_rows,
         along=pair.along,
-        batch_size=base.config.rows if config.batch_size == "auto" else config.batch_size,
+        batch_size=base.config.batch_rows if config.batch_size == "auto" else config.batch_size,
         gradient_batch_size=config.gradient_batch_size,
         only=None if only is None else frozenset(only),
         track=base.track,

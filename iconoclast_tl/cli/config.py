@@ -27,6 +27,6 @@ def show_config(common: Common) -> None:
 
     manifest = RunFolder(common.out).read_manifest() if common.out is not None else None
     before = manifest["settings"] if manifest else None
-    rows = effective_settings(common.settings(), common.recipe, before).rows()
+    rows = effective_settings(common.settings(), common.recipe, before).entries()
     as_json = {key: {"value": value, "from": source} for key, value, source in rows}
     show(common, as_json, settings_table(rows))

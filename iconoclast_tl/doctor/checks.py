@@ -186,7 +186,7 @@ def stream(model: Model, rows: Sequence[Tokens], components: Collection[Componen
     if set(components) != set(WRITERS):
         return Check(name, None, note="not asked: only a part of what writes is edited")
     base = added(model, rows)
-    left = shares_left(model, hf_sites(model.hf), model.gains, rows, base=base)
+    left = shares_left(model, rows, base=base)
     allowed = stream_tolerance(model, base)
     worst = int((left / allowed).argmax())
     return _within(name, float(left[worst]), float(allowed[worst]))

@@ -6,7 +6,7 @@ parallel blocks, experts, post-norms. A writer that is not known (an expert that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iconoclast_tl.architecture.hook_points import HookedModule
 from iconoclast_tl.architecture.layers import decoder_layers
 from iconoclast_tl.architecture.names import is_registered
-from iconoclast_tl.architecture.sites import WRITERS, Component, Site
+from iconoclast_tl.architecture.sites import WRITERS, Component
 from iconoclast_tl.directions.geometry import normalize
 from iconoclast_tl.edits.config import EditConfig
 from iconoclast_tl.edits.edit import Edit, make_edit
@@ -46,12 +45,7 @@ class Added:
 
 
 def shares_left(
-    model: Model,
-    sites: Mapping[Site, HookedModule],
-    gains: Mapping[Component, Float[Tensor, "layer d_model"]],
-    rows: Sequence[Tokens],
-    strength: float = 1.0,
-    base: Added | None = None,
+    model: Model, rows: Sequence[Tokens], strength: float = 1.0, base: Added | None = None
 ) -> Float[Tensor, "layer"]:
     """Of what each layer writes along v, how much an edit of every writer leaves: |vᵀΔ'| / |vᵀΔ|, medians over tokens.
 
@@ -61,16 +55,13 @@ def shares_left(
     generator = torch.Generator().manual_seed(0)
     vectors = normalize(torch.randn(PROBES, model.d_model, generator=generator))
     strengths: dict[Component, Tensor] = {name: torch.full((model.n_layers,), strength) for name in WRITERS}
-    edits = [make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), Ground(gains=gains)) for v in vectors]
-    return torch.stack(shares_of_edits(model, sites, edits, rows, base)).median(0).values
+    ground = Ground(gains=model.gains)
+    edits = [make_edit(v.expand(1, model.n_layers, -1), strengths, EditConfig(), ground) for v in vectors]
+    return torch.stack(shares_of_edits(model, edits, rows, base)).median(0).values
 
 
 def shares_of_edits(
-    model: Model,
-    sites: Mapping[Site, HookedModule],
-    edits: Sequence[Edit],
-    rows: Sequence[Tokens],
-    base: Added | None = None,
+    model: Model, edits: Sequence[Edit], rows: Sequence[Tokens], base: Added | None = None
 ) -> list[Float[Tensor, "layer"]]:
     """Of what each layer writes along an edit's own directions there, how much the edit leaves: ‖V Δ'‖ / ‖V Δ‖.
 
@@ -78,7 +69,7 @@ def shares_of_edits(
     """
     unedited, shares = base or added(model, rows), list[Tensor]()
     for edit in edits:
-        with preview(edit, sites):
+        with preview(edit, model.sites):
             edited = added(model, rows)
         shares.append(_along(edit, edited.changes) / _along(edit, unedited.changes).clamp(min=1e-30))
     return shares
@@ -105,10 +96,10 @@ def require_complete(model: Model) -> None:
 
 def require_all_known(model: Model) -> None:
     """Raise `UserError` where a layer still writes along a direction that was taken out of all its known writers."""
-    sites, rows = model.sites, random_rows(model)
-    _require_rows_kept(model, sites, rows)
+    rows = random_rows(model)
+    _require_rows_kept(model, rows)
     base = added(model, rows)
-    left, allowed = shares_left(model, sites, model.gains, rows, base=base), stream_tolerance(model, base)
+    left, allowed = shares_left(model, rows, base=base), stream_tolerance(model, base)
     over = (left / allowed).nan_to_num(0)  # what is not finite is told elsewhere
     worst = int(over.argmax())
     if float(over[worst]) > 1:
@@ -131,7 +122,7 @@ def stream_tolerance(model: Model, base: Added) -> Float[Tensor, "layer"]:
 
 
 @torch.no_grad()
-def _require_rows_kept(model: Model, sites: Mapping[Site, HookedModule], rows: Sequence[Tokens]) -> None:
+def _require_rows_kept(model: Model, rows: Sequence[Tokens]) -> None:
     """Edits of several candidates in a batch go by rows: what is written must keep them, flattened or not."""
     lost: list[str] = []
     batch = left_pad(rows, model.pad_id)
@@ -146,7 +137,9 @@ def _require_rows_kept(model: Model, sites: Mapping[Site, HookedModule], rows: S
         return hook
 
     handles = [
-        where.module.register_forward_hook(look(str(site))) for site, where in sites.items() if where.on == "output"
+        where.module.register_forward_hook(look(str(site)))
+        for site, where in model.sites.items()
+        if where.on == "output"
     ]
     try:
         model.hf(**model.inputs(batch), logits_to_keep=1)

@@ -131,7 +131,7 @@ def _unchanged(base: Baseline, names: Iterable[str]) -> dict[str, list[bool]]:
     found = {}
     for name in names:
         said = [response.tokens for response in base.responses[name]]
-        found[name] = repeated(base.model, base.suite[name].rows, said, base.config.rows).tolist()
+        found[name] = repeated(base.model, base.suite[name].rows, said, base.config.batch_rows).tolist()
     return found
 
 
@@ -139,7 +139,7 @@ def _changed(base: Baseline, unchanged: Mapping[str, list[bool]]) -> dict[str, l
     """The base's responses where they stay, generated ones elsewhere, all sets in one go."""
     asked = [(name, row) for name in base.suite for row, same in enumerate(unchanged[name]) if not same]
     rows, config = [base.suite[name].rows[row] for name, row in asked], base.config
-    said = generate(base.model, rows, config.max_new_tokens, config.rows, base.track, "generate, edited")
+    said = generate(base.model, rows, config.max_new_tokens, config.batch_rows, base.track, "generate, edited")
     responses = {name: list(base.responses[name]) for name in base.suite}
     for (name, row), response in zip(asked, said, strict=True):
         responses[name][row] = response

@@ -48,4 +48,6 @@ def cross_entropies(
 
 def _losses(base: Baseline, corpora: Mapping[str, Corpus], change: ChangedModel | None) -> dict[str, CrossEntropy]:
     with change() if change is not None else nullcontext():
-        return {name: cross_entropy(base.model, one, base.config.rows, base.track) for name, one in corpora.items()}
+        return {
+            name: cross_entropy(base.model, one, base.config.batch_rows, base.track) for name, one in corpora.items()
+        }

@@ -47,7 +47,7 @@ class EvaluationConfig(DetectorConfig):
     """Prompts in one forward pass, `auto`: as memory has room for (measured). Halved by itself where it runs out."""
 
     @property
-    def rows(self) -> int:
+    def batch_rows(self) -> int:
         """Prompts in one forward pass; where that is `auto` and nobody has measured, a small number."""
         return UNMEASURED if self.batch_size == "auto" else self.batch_size
 
@@ -94,5 +94,5 @@ def respond(
 ) -> dict[str, list[Response]]:
     """Greedy responses to every set of the suite, generated together."""
     rows = [row for questions in suite.values() for row in questions.rows]
-    responses = iter(generate(model, rows, config.max_new_tokens, config.rows, track, "generate"))
+    responses = iter(generate(model, rows, config.max_new_tokens, config.batch_rows, track, "generate"))
     return {name: [next(responses) for _ in questions.rows] for name, questions in suite.items()}

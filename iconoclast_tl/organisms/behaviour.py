@@ -65,7 +65,7 @@ def measure_behaviour(
 ) -> OrganismBehaviour:
     """Judge greedy responses to the test prompts of a contrast set (`contrast.build_contrast`)."""
     shares = {
-        stem: judge_responses(contrast[stem], respond(model, tokenizer, contrast[stem], batch_size))
+        stem: grade_responses(contrast[stem], respond(model, tokenizer, contrast[stem], batch_size))
         for stem in ("target_test", "neutral_test", "borderline")
     }
     return OrganismBehaviour(shares["target_test"], shares["neutral_test"], shares["borderline"])
@@ -90,7 +90,7 @@ def respond(
     return responses
 
 
-def judge_responses(prompts: Sequence[GrammarPrompt], responses: Sequence[str]) -> Shares:
+def grade_responses(prompts: Sequence[GrammarPrompt], responses: Sequence[str]) -> Shares:
     """Shares of grades over prompts and their responses."""
     counts = Counter(grade(p.text, r) for p, r in zip(prompts, responses, strict=True))
     n = len(prompts)

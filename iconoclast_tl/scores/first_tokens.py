@@ -36,7 +36,7 @@ class FirstTokens:
 def first_tokens(base: Baseline, named: Sequence[str]) -> FirstTokens:
     """Find the tokens, or take those that are named; no hooks may be on."""
     model = base.model
-    before, after = (first_log_probs(model, base.suite[side], base.config.rows) for side in ("neutral", "target"))
+    before, after = (first_log_probs(model, base.suite[side], base.config.batch_rows) for side in ("neutral", "target"))
     ids = _named(model, named) if named else rising_tokens(after, before)
     if not len(ids):
         return FirstTokens(ids, (), 0.5)

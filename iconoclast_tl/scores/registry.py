@@ -52,7 +52,9 @@ class ScoreInputs:
     def first_tokens(self) -> tuple[Int[Tensor, "t"], Int[Tensor, "u"]]:
         """The first tokens that are likelier on target than on neutral prompts, and those that are less likely."""
         base, suite = self.base, self.base.suite
-        after, before = (first_log_probs(base.model, suite[side], base.config.rows) for side in ("target", "neutral"))
+        after, before = (
+            first_log_probs(base.model, suite[side], base.config.batch_rows) for side in ("target", "neutral")
+        )
         return rising_tokens(after, before), rising_tokens(before, after)
 
 

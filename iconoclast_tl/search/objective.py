@@ -144,7 +144,7 @@ class Objective:
             base.model,
             [base.suite[name].rows[prompt] for _, prompt in asked],
             base.config.max_new_tokens,
-            base.config.rows,
+            base.config.batch_rows,
             lanes=Lanes(assigned, [c for c, _ in asked]),
             decided=base.detector.settled,
         )

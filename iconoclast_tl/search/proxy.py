@@ -85,7 +85,7 @@ class Proxy:
             self.base.model,
             self.target.rows,
             self.base.config.max_new_tokens,
-            self.base.config.rows,
+            self.base.config.batch_rows,
             decided=self.base.detector.settled,
         )
         shows = shown(label_all(self.base.detector, self.target.exchanges(said)))
@@ -105,7 +105,7 @@ class Proxy:
         else:
             leaves: list[list[TokenPrefix]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
             layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
-        model, rows = self.base.model, self.base.config.rows
+        model, rows = self.base.model, self.base.config.batch_rows
         self._odds = LogOdds(model, self.target.rows, layout, self._temperature, self._layer, rows)
 
 

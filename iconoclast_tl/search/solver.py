@@ -73,7 +73,7 @@ class Solver:
         self, families: Sequence[Family], strengths: Strengths, targets: Targets, neutrals: Neutrals
     ) -> Measures:
         """Of many candidates, as many rows at once as the evaluation's batches have room for."""
-        proxy, rows = self.proxy, self.proxy.base.config.rows
+        proxy, rows = self.proxy, self.proxy.base.config.batch_rows
 
         def ask(part: Tensor) -> Measures:
             chosen, n = [families[c] for c in part.tolist()], len(part)

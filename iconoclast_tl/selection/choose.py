@@ -92,7 +92,9 @@ def _scored(
     """The candidates with what the model does under each, and the unedited model's log-odds."""
     model, target_rows, neutral_rows = base.model, base.suite["target"].rows, base.suite["neutral"].rows
     # No rule needs more than the first token: nothing is generated.
-    target, neutral = (first_log_probs(model, base.suite[side], base.config.rows) for side in ("target", "neutral"))
+    target, neutral = (
+        first_log_probs(model, base.suite[side], base.config.batch_rows) for side in ("target", "neutral")
+    )
     residuals = acts.at()
     target_mean = residuals.target_val[: len(target_rows)].double().mean(0)
     neutral_mean = residuals.neutral_val[: len(neutral_rows)].double().mean(0)
@@ -104,7 +106,7 @@ def _scored(
         tokens=tokens,
         base=neutral,
         points=points,
-        batch_size=base.config.rows,
+        batch_size=base.config.batch_rows,
         track=base.track,
     )
     scores = scorer.score(_changes(left, acts, found), target_mean[points].float(), neutral_mean[points].float())

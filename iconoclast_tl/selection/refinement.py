@@ -102,7 +102,7 @@ class _EditedModel:
 
     def log_odds(self, questions: Questions) -> Float[Tensor, "n"]:
         """Log-odds of the behaviour's first tokens, prompt by prompt, under the hooks that are on."""
-        log_probs = first_log_probs(self.train.model, questions, self.train.config.rows)
+        log_probs = first_log_probs(self.train.model, questions, self.train.config.batch_rows)
         return token_log_odds(log_probs / self.temperature, self.tokens)
 
     def score(self, questions: Questions, vectors: Vectors, weights: Weights) -> float:
@@ -139,6 +139,6 @@ class _EditedModel:
         def keep(where: Sequence[int], residuals: Tensor) -> None:
             found[list(where)] = residuals[:, -self.position - 1]
 
-        batch_size = self.batch_size or self.train.config.rows
+        batch_size = self.batch_size or self.train.config.batch_rows
         collect_residuals(model, None, rows, keep, -self.position, batch_size, self.train.track, "collect, edited")
         return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.architecture.writers import know_writers
 from iconoclast_tl.edits.completeness import shares_of_edits
 from iconoclast_tl.edits.edit import Edit
@@ -152,5 +151,5 @@ def _agreement(
 
 def _left_in_stream(model: Model, edit: Edit, rows: list[Tokens]) -> list[float]:
     """Share of the directions left in the stream: where a post-norm follows, not what is left in the matrices."""
-    shares: list[float] = shares_of_edits(model, hf_sites(model.hf, edit.components), [edit], rows)[0].tolist()
+    shares: list[float] = shares_of_edits(model, [edit], rows)[0].tolist()
     return shares

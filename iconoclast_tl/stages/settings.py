@@ -76,7 +76,7 @@ class Effective:
     settings: Settings
     provenance: Mapping[str, str]
 
-    def rows(self) -> list[tuple[str, Any, str]]:
+    def entries(self) -> list[tuple[str, Any, str]]:
         """(key, value, source) of every setting, in order."""
         values = flatten(self.settings.model_dump(mode="json"))
         return [(key, value, self.provenance.get(key, "default")) for key, value in values.items()]

@@ -77,7 +77,7 @@ def harness_tasks(workspace: Workspace, base: Baseline, change: ChangedModel | N
     before, asked = workspace.folder.read_state().get("tasks"), tasks_asked(config)
     if asked is None or (before or {}).get("asked") == asked:
         return before
-    found = run_tasks(base.model, change, config, base.config.rows, workspace.settings.prompts.system)
+    found = run_tasks(base.model, change, config, base.config.batch_rows, workspace.settings.prompts.system)
     result: dict[str, Any] = {"asked": asked, **found.to_json()}
     for name, task in found.tasks.items():
         if task.main is not None and "edited" in task.correct:

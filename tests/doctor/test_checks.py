@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from iconoclast_tl.architecture.hook_points import hf_sites
-from iconoclast_tl.architecture.post_norm import post_norm_gains
 from iconoclast_tl.architecture.sites import Site
 from iconoclast_tl.doctor import checks
 from iconoclast_tl.edits.completeness import random_rows, require_all_known, shares_left, shares_of_edits
@@ -34,10 +32,10 @@ def asked(llama: Model) -> list[list[int]]:
 
 
 def test_a_writer_that_is_not_known_shows_in_its_layer(llama: Model, asked: list[list[int]]) -> None:
-    sites = hf_sites(llama.hf)
-    assert float(shares_left(llama, sites, {}, asked).max()) < 1e-5
+    sites = llama.sites
+    assert float(shares_left(llama, asked).max()) < 1e-5
     sites[Site(1, "mlp_out")] = sites[Site(0, "attn_out")]  # one writer is edited twice, and another not at all
-    left = shares_left(llama, sites, {}, asked)
+    left = shares_left(llama, asked)
     assert left[1] > 0.1
     assert left[2] < 1e-5
 
@@ -105,25 +103,26 @@ def test_attention_alone_is_examined_where_the_rest_is_not_known(load: Load, tmp
 @pytest.mark.parametrize("name", ["Gemma 2", "OLMo 2", "GLM-4"])
 def test_a_post_norm_needs_its_gains(name: str, load: Load, tmp_path: Path) -> None:
     model = load(save_architecture(tmp_path, name))
-    rows, sites, gains = random_rows(model), hf_sites(model.hf), post_norm_gains(model.hf)
-    assert set(gains) == {"attn_out", "mlp_out"}
-    assert float(shares_left(model, sites, gains, rows).max()) < 1e-5
-    assert float(shares_left(model, sites, {}, rows).min()) > 0.05  # the plain direction leaves some of v
+    rows = random_rows(model)
+    assert set(model.gains) == {"attn_out", "mlp_out"}
+    assert float(shares_left(model, rows).max()) < 1e-5
+    model.gains.clear()
+    assert float(shares_left(model, rows).min()) > 0.05  # the plain direction leaves some of v
 
 
 def test_half_a_strength_leaves_half(llama: Model, asked: list[list[int]]) -> None:
-    left = shares_left(llama, hf_sites(llama.hf), {}, asked, strength=0.5)
+    left = shares_left(llama, asked, strength=0.5)
     # Layer 0 reads what no edit changed but its own attention's output; the others read what edits changed.
     assert ((left - 0.5).abs() < 0.2).all()
-    assert float(shares_left(llama, hf_sites(llama.hf), {}, asked, strength=0.0).sub(1).abs().max()) < 1e-6
+    assert float(shares_left(llama, asked, strength=0.0).sub(1).abs().max()) < 1e-6
 
 
 def test_the_share_of_an_edit_is_by_its_own_directions(llama: Model, asked: list[list[int]]) -> None:
-    sites, edit = hf_sites(llama.hf), checks.random_edit(llama, checks.Kind(name="plain"))
+    edit = checks.random_edit(llama, checks.Kind(name="plain"))
     full = {name: torch.ones_like(values) for name, values in edit.strengths.items()}
     at_last = {name: values * torch.tensor([0, 0, 1.0]) for name, values in full.items()}
     edits = [replace(edit, strengths=strengths) for strengths in (full, at_last)]
-    gone, left = shares_of_edits(llama, sites, edits, asked)
+    gone, left = shares_of_edits(llama, edits, asked)
     assert float(gone.max()) < 1e-5
     assert left[:2].tolist() == [1.0, 1.0]
     assert left[2] < 1e-5

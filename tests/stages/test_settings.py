@@ -32,7 +32,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def row(effective: Effective, key: str) -> tuple[Any, str]:
     """(value, source) of one setting."""
-    (found,) = [(value, source) for name, value, source in effective.rows() if name == key]
+    (found,) = [(value, source) for name, value, source in effective.entries() if name == key]
     return found
 
 
@@ -123,11 +123,11 @@ def test_a_folder_older_than_a_setting_goes_on(preset: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_made_of_settings(name: str) -> None:
     effective = effective_settings({"search": {"preset": name}})
-    assert {source for _, _, source in effective.rows()} == {"default", "command line", f"preset {name}"}
+    assert {source for _, _, source in effective.entries()} == {"default", "command line", f"preset {name}"}
 
 
 def test_every_setting_has_a_row_and_a_source() -> None:
-    rows = effective_settings({}).rows()
+    rows = effective_settings({}).entries()
     assert [key for key, _, _ in rows] == list(flatten(Settings().model_dump(mode="json")))
     assert {source for _, _, source in rows} == {"default", "preset iconoclast"}
 

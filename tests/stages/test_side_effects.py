@@ -106,7 +106,9 @@ def test_on_distribution_is_what_the_base_says_to_neutral_prompts(opened: Open) 
         base = workspace.asked("test")
         losses = {
             name: cross_entropy(
-                base.model, on_distribution(asked.rows, [one.tokens for one in base.responses[name]]), base.config.rows
+                base.model,
+                on_distribution(asked.rows, [one.tokens for one in base.responses[name]]),
+                base.config.batch_rows,
             ).to_json()
             for name, asked in base.suite.items()
         }

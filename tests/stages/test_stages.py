@@ -111,7 +111,7 @@ def test_a_run_keeps_the_batch_size_that_was_measured_for_it(
     for _ in range(2):
         with opened(options, tmp_path / "run") as workspace:
             collected(workspace)
-            assert workspace.val.config.rows == 4
+            assert workspace.val.config.batch_rows == 4
             assert workspace.rows_at_once(7) == 7
     longest = max(len(row) for row in workspace.val.suite["target"].rows)
     assert asked == [(longest + 6, 4)]
