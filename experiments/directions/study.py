@@ -86,7 +86,7 @@ def measured(workspace: Any, activations: Any, base: Any, kinds: Sequence[str]) 
     """One kind of direction: where it is best, how well it separates, and what ablating it does."""
     from iconoclast_tl.directions.diagnostics import separation_intervals
     from iconoclast_tl.directions.estimate import stability
-    from iconoclast_tl.directions.separation import best_point, projections
+    from iconoclast_tl.directions.separation import projections
     from iconoclast_tl.edits.hooks import preview
     from iconoclast_tl.evaluation.base_and_edited import ask_base_and_edited
     from iconoclast_tl.stages.directions import estimated, labels_for
@@ -97,7 +97,7 @@ def measured(workspace: Any, activations: Any, base: Any, kinds: Sequence[str]) 
     start = time.perf_counter()
     directions = estimated(workspace, activations)
     seconds = time.perf_counter() - start
-    point, residuals = best_point(directions), activations.at(directions.position)
+    point, residuals = directions.best, activations.at(directions.position)
     along = [projections(rows, directions.main)[:, point] for rows in (residuals.target_val, residuals.neutral_val)]
     here = slice(point, point + 1)
     steady = stability(residuals.target_train[:, here], residuals.neutral_train[:, here], config, shown)

@@ -74,17 +74,6 @@ class AtWriters:
     """Statistics `layer d_in` of what its linears read, where it has one of the same width in every layer."""
 
 
-@dataclass(frozen=True)
-class LastPosition:
-    """What the model holds at the last token of n prompts."""
-
-    residuals: Float[Tensor, "n point d_model"]
-    """float32, in the order of the prompts."""
-    writes: dict[Component, ActivationStats]
-    """As in `AtWriters`."""
-    reads: dict[Component, ActivationStats]
-
-
 Keep = Callable[[Sequence[int], Float[Tensor, "batch position point d_model"]], None]
 """Takes the residuals of one batch, float32, and where its rows stood; the first position is −1, the next −2."""
 Read = Callable[[TokenBatch], dict[str, Float[Tensor, "batch *position d_model"]]]
@@ -178,24 +167,6 @@ def _twin(model: Model, say: Say) -> Twin | None:
         return twin
     say(f"{twin.reason}; collecting through hooks on the Hugging Face modules instead")
     return None
-
-
-def collect_last_position(
-    model: Model,
-    twin: Twin | None,
-    rows: Sequence[Tokens],
-    batch_size: int,
-    track: Track = silent,
-    description: str = "collect",
-) -> LastPosition:
-    """Read all residual points and writers at the last position of `rows`, into memory; see `collect_residuals`."""
-    residuals = torch.empty(len(rows), model.n_layers + 1, model.d_model)
-
-    def keep(where: Sequence[int], found: Tensor) -> None:
-        residuals[list(where)] = found[:, 0]
-
-    found = collect_residuals(model, twin, rows, keep, 1, batch_size, track, description)
-    return LastPosition(residuals, found.writes, found.reads)
 
 
 def collect_residuals(

@@ -26,7 +26,6 @@ from iconoclast_tl.attribution.subject import Subject, make_subject
 from iconoclast_tl.detectors.detector import Detector
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.geometry import normalize
-from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.ablation import ablate, require_width
 from iconoclast_tl.edits.completeness import require_complete
 from iconoclast_tl.edits.config import EditConfig
@@ -209,7 +208,7 @@ def direction_of(
     if given is None:
         return None
     require_width(given.vectors, model)
-    point = best_point(given)
+    point = given.best
     return NamedDirection(given.at(point), f"the direction of point {point} (the edit has others in its layers)")
 
 

@@ -95,7 +95,6 @@ class InterventionOptions:
 
     def make(self, workspace: Workspace, which: list[int]) -> Made:
         """The edit on this workspace, in which `settings` are; `which` layers are ablated."""
-        from iconoclast_tl.directions.separation import best_point
         from iconoclast_tl.edits.addition import make_addition, overlap, require_apart, with_addition
         from iconoclast_tl.stages.collection import collected
         from iconoclast_tl.stages.directions import estimated
@@ -103,7 +102,7 @@ class InterventionOptions:
 
         activations = collected(workspace)
         directions = estimated(workspace, activations)
-        at = self.point if self.point is not None else float(best_point(directions))
+        at = self.point if self.point is not None else float(directions.best)
         ablation, titles, about = None, list[str](), dict[str, Any]()
         if self.weight or not self.adds:
             ablation = uniform_edit(workspace, directions, activations, at, self.weight, which)

@@ -15,7 +15,7 @@ from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimate import estimate_all, stability
 from iconoclast_tl.directions.estimators.principal import paired_differences
 from iconoclast_tl.directions.estimators.sample import Fact, Sample
-from iconoclast_tl.directions.separation import auroc, best_point, d_prime, projections
+from iconoclast_tl.directions.separation import auroc, d_prime, projections
 from iconoclast_tl.directions.span import span_of
 from iconoclast_tl.foundation.progress import Track, silent
 
@@ -105,7 +105,7 @@ def diagnose(
     target, neutral = sides.target_train, sides.neutral_train
     others = _others(config, target, neutral, shown, track)
     steady = stability(target, neutral, config, shown, track=track) if config.resamples else None
-    main, best = directions.main.double(), best_point(directions)
+    main, best = directions.main.double(), directions.best
     facts = directions.provenance.get("facts") or [{}] * len(main)
     along = {"target": projections(sides.target_val, main), "neutral": projections(sides.neutral_val, main)}
     points = []

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iconoclast_tl.directions.directions import Directions
-
 
 def projections(
     rows: Float[Tensor, "n point d_model"], directions: Float[Tensor, "point d_model"]
@@ -44,8 +42,3 @@ def separation(
 ) -> Float[Tensor, "point"]:
     """d′ per point of prompts that did not estimate v; 0 where there is no direction."""
     return d_prime(projections(target, directions), projections(neutral, directions))
-
-
-def best_point(directions: Directions) -> int:
-    """`directions.best`."""
-    return directions.best

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from iconoclast_tl.architecture.sites import Component
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.evaluation.evaluate import Evaluation
 from iconoclast_tl.search.job import Found
@@ -60,7 +59,7 @@ def _(directions: Directions) -> Any:
     made, axes = new_axes(f"Separation of val prompts along the direction ({_name(directions)})")
     points = range(directions.n_layers + 1)
     axes.plot(points, directions.separation.tolist(), marker="o", color=BLUE)
-    best = best_point(directions)
+    best = directions.best
     axes.plot([best], [float(directions.separation[best])], marker="o", markersize=10, color=ORANGE, linestyle="none")
     axes.annotate(
         f"point {best}", (best, float(directions.separation[best])), xytext=(6, 6), textcoords="offset points"

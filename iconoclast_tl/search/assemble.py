@@ -22,7 +22,6 @@ from iconoclast_tl.attribution.ranking import top_neurons
 from iconoclast_tl.directions.config import DirectionConfig
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimators.registry import ESTIMATORS
-from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.directions.sets import UNFILTERED, DirectionSets, set_name
 from iconoclast_tl.edits.ablation import ablate
 from iconoclast_tl.edits.config import EditConfig
@@ -116,7 +115,7 @@ def ranked_parts(inputs: Inputs, base: Callable[[], Baseline], config: Attributi
     where there are fewer.
     """
     model, directions, search = inputs.model, inputs.directions, inputs.search
-    point = best_point(directions)
+    point = directions.best
     if search.gradient.profile == "neuron":
         vector = directions.at(point)
         return RankedParts("neuron", top_neurons(model, inputs.acts, vector, search.top_k or N_NEURONS))

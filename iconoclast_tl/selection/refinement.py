@@ -15,7 +15,6 @@ from iconoclast_tl.directions.config import DirectionConfig
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.directions.estimate import estimate_directions
 from iconoclast_tl.directions.geometry import orthonormalize
-from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.config import EditConfig
 from iconoclast_tl.edits.edit import Edit, make_edit
 from iconoclast_tl.edits.ground import Ground
@@ -60,7 +59,7 @@ def refine(
     shown: whether each train prompt's response shows the behaviour, target prompts first, for estimators that go by it.
     batch_size: of the collections under an edit; by default that of `train`.
     """
-    edited = _EditedModel(train, tokens, best_point(directions), directions.position, config, temperature, batch_size)
+    edited = _EditedModel(train, tokens, directions.best, directions.position, config, temperature, batch_size)
     start, floor = (float(edited.log_odds(val.suite[side]).mean()) for side in ("target", "neutral"))
     vectors, weights = directions.vectors, directions.weights
     before = edited.score(val.suite["target"], vectors, weights)

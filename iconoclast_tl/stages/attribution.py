@@ -12,7 +12,6 @@ from iconoclast_tl.attribution.cumulative import HEADS
 from iconoclast_tl.attribution.parts import Part
 from iconoclast_tl.attribution.study import Study
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.store import save_edit
 from iconoclast_tl.foundation.errors import UserError
@@ -62,7 +61,7 @@ def _edit(
     config = workspace.settings.attribution
     if point is None and workspace.folder.edit.is_file():
         return chosen_edit(workspace), "the run's chosen edit", config
-    at = float(best_point(directions)) if point is None else point
+    at = float(directions.best) if point is None else point
     edit = uniform_edit(workspace, directions, activations, at, 1.0, range(directions.n_layers))
     name = f"λ = 1 everywhere, direction of point {at:g}"
     needing = [method for method in config.methods if method in NEED_AN_EDIT]

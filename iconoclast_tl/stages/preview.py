@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from iconoclast_tl.activations.store import Activations
 from iconoclast_tl.directions.directions import Directions
-from iconoclast_tl.directions.separation import best_point
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.evaluation.base_and_edited import BaseAndEdited, ask_base_and_edited
@@ -16,7 +15,7 @@ from iconoclast_tl.statistics.rates import percent
 
 def preview_default(workspace: Workspace, directions: Directions, activations: Activations) -> BaseAndEdited | None:
     """Preview the simplest ablation: the best separating direction, λ = 1 everywhere; None where that was done."""
-    point = best_point(directions)
+    point = directions.best
     edit = uniform_edit(workspace, directions, activations, point, 1.0, range(directions.n_layers))
     file = workspace.folder.preview
     if file.is_file() and read_json(file).get("edit") == edit.digest():

@@ -118,13 +118,12 @@ class Run:
 
         point: by default the one that separates best. layers: by default all.
         """
-        from iconoclast_tl.directions.separation import best_point
         from iconoclast_tl.stages.edits import uniform_edit
         from iconoclast_tl.stages.preview import previewed
 
         with self.open() as workspace:
             activations, directions = self.collect(), self.directions()
-            at = float(best_point(directions)) if point is None else point
+            at = float(directions.best) if point is None else point
             which = range(directions.n_layers) if layers is None else layers
             return previewed(workspace, uniform_edit(workspace, directions, activations, at, strength, which))
 

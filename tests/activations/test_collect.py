@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from iconoclast_tl.activations.collect import (
-    AtWriters,
-    _bridge_reader,
-    _module_reader,
-    collect_last_position,
-    collect_residuals,
-)
+from iconoclast_tl.activations.collect import AtWriters, _bridge_reader, _module_reader, collect_residuals
 from iconoclast_tl.activations.store import Activations, load_activations, save_activations
 from iconoclast_tl.architecture.sites import WRITERS, residual_hook_names
 from iconoclast_tl.architecture.writers import require_writers
@@ -21,6 +15,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.models.twin import Parity, Twin, make_twin
 from iconoclast_tl.prompts.tokens import left_pad
+from tests.activations.last_position import collect_last_position
 
 
 def residuals_one_by_one(model: Model, rows: list[list[int]], position: int = -1) -> torch.Tensor:

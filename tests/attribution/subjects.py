@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from iconoclast_tl.activations.collect import collect_last_position
 from iconoclast_tl.architecture.hook_points import HookedModule, hf_sites
 from iconoclast_tl.architecture.post_norm import post_norm_gains
 from iconoclast_tl.architecture.sites import Site
@@ -23,6 +22,7 @@ from iconoclast_tl.scores.logit_difference import LogitDifference
 from iconoclast_tl.scores.prefixes import Prefixes
 from iconoclast_tl.scores.projection import Projection
 from iconoclast_tl.scores.score import Score
+from tests.activations.last_position import collect_last_position
 from tests.architectures import save_architecture
 
 NAMES = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iconoclast_tl.directions.directions import Directions, load_directions, save_directions
-from iconoclast_tl.directions.separation import best_point, separation
+from iconoclast_tl.directions.separation import separation
 from iconoclast_tl.foundation.errors import UserError
 
 
@@ -58,14 +58,14 @@ def with_separation(*values: float, undefined: tuple[int, ...] = (0,)) -> Direct
 
 
 def test_the_best_point_is_not_among_the_last_fifth() -> None:
-    assert best_point(with_separation(0, 1, 3, 2, 5, 9)) == 4  # 80% of 5 layers: points up to 4
-    assert best_point(with_separation(0, 1, 3, 2, 5, 6, 9)) == 5  # 80% of 6, rounded up
-    assert best_point(with_separation(0, 9)) == 1
+    assert with_separation(0, 1, 3, 2, 5, 9).best == 4  # 80% of 5 layers: points up to 4
+    assert with_separation(0, 1, 3, 2, 5, 6, 9).best == 5  # 80% of 6, rounded up
+    assert with_separation(0, 9).best == 1
 
 
 def test_a_point_without_a_direction_is_never_the_best() -> None:
-    assert best_point(with_separation(0, -1, -3)) == 1  # even where every other separates the wrong way
-    assert best_point(with_separation(0, 0, 0, 9, undefined=(0, 1, 2))) == 3
+    assert with_separation(0, -1, -3).best == 1  # even where every other separates the wrong way
+    assert with_separation(0, 0, 0, 9, undefined=(0, 1, 2)).best == 3
 
 
 def test_one_prompt_a_side_still_orders_the_points() -> None:
@@ -84,7 +84,7 @@ def test_several_directions_of_a_point_come_with_their_weights(tmp_path: Path) -
     found = load_directions(tmp_path / "d.safetensors", n_layers=3, d_model=6)
     assert torch.equal(found.vectors, vectors)
     assert torch.equal(found.main, vectors[0])
-    assert (found.position, found.chosen, best_point(found)) == (-2, 3, 3)
+    assert (found.position, found.chosen, found.best) == (-2, 3, 3)
     assert torch.equal(found.at(1), vectors[0, 1])
     assert torch.equal(found.span(1), vectors[:, 1])
     assert found.weights_at(0.5).tolist() == [1.0, 0.375]

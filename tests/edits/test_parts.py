@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from iconoclast_tl.activations.collect import collect_last_position
 from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.architecture.parts import head_factors, neuron_factors, neurons, query_heads
 from iconoclast_tl.architecture.post_norm import post_norm_gains
@@ -32,6 +31,7 @@ from iconoclast_tl.models.config import ModelConfig
 from iconoclast_tl.models.load import load_model
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import left_pad
+from tests.activations.last_position import collect_last_position
 from tests.architectures import save_architecture
 
 NAMES = (

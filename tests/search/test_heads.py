@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from iconoclast_tl.activations.collect import collect_last_position
 from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.directions.directions import Directions
 from iconoclast_tl.edits.config import EditConfig
@@ -32,6 +31,7 @@ from iconoclast_tl.stages.fold import folded
 from iconoclast_tl.stages.opening import open_workspace
 from iconoclast_tl.stages.search import require_settings_foldable, searched
 from iconoclast_tl.stages.settings import merge, parse_assignments
+from tests.activations.last_position import collect_last_position
 from tests.architectures import save_architecture
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from iconoclast_tl.activations.collect import collect_last_position
 from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.architecture.post_norm import post_norm_gains
 from iconoclast_tl.architecture.sites import WRITERS
@@ -24,6 +23,7 @@ from iconoclast_tl.evaluation.metrics.divergence import kl_divergence
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.scores.odds import token_log_odds
 from iconoclast_tl.selection.candidates import CandidateScorer, CandidateScores, Changes, least_alike
+from tests.activations.last_position import collect_last_position
 from tests.architectures import save_architecture
 
 TOKENS = torch.tensor([9, 17])
