@@ -46,9 +46,9 @@ if TYPE_CHECKING:  # what type checkers and editors read; `_HOME` says the same 
     from iconoclast_tl.evaluation.evaluate import Evaluation as Evaluation
     from iconoclast_tl.evaluation.evaluate import evaluate as evaluate
     from iconoclast_tl.evaluation.suite import EvaluationConfig as EvaluationConfig
+    from iconoclast_tl.folding.fidelity import Fidelity as Fidelity
     from iconoclast_tl.folding.fold import Fold as Fold
     from iconoclast_tl.folding.fold import fold as fold
-    from iconoclast_tl.folding.verification import Fidelity as Fidelity
     from iconoclast_tl.folding.verification import verify as verify
     from iconoclast_tl.foundation.errors import UserError as UserError
     from iconoclast_tl.models.load import load_model as load_model
@@ -93,8 +93,9 @@ _HOME = {
     "edits.ablation": ("ablate", "add",),
     "edits.edit": ("Edit",),
     "evaluation.evaluate": ("Evaluation", "evaluate",),
+    "folding.fidelity": ("Fidelity",),
     "folding.fold": ("Fold", "fold",),
-    "folding.verification": ("Fidelity", "verify",),
+    "folding.verification": ("verify",),
     "foundation.errors": ("UserError",),
     "models.load": ("load_model",),
     "models.model": ("Model",),

@@ -10,7 +10,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-ModelOption = Annotated[str | None, typer.Option(help="Hub id or folder; default: the shipped organism.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Hub id, folder or FILE.gguf (on the hub: owner/name:FILE.gguf); default: the shipped organism."),
+]
 TargetOption = Annotated[
     str | None,
     typer.Option(help="Prompts that call up the behaviour: FILE, FOLDER or owner/name@split[#column]."),
@@ -119,10 +122,11 @@ class Common:
         """The run folder: `--out`, or runs/ and the name of the model, wherever that is set."""
         if self.out is not None:
             return self.out
+        from iconoclast_tl.models.source import short_name
         from iconoclast_tl.stages.settings import effective_settings
 
         model = effective_settings(self.settings(), self.recipe).settings.model.name
-        return Path("runs") / Path(model).expanduser().resolve().name
+        return Path("runs") / short_name(model)
 
 
 def with_common(command: Callable[..., None]) -> Callable[..., None]:

@@ -27,8 +27,9 @@ from iconoclast_tl.detectors.detector import Footprint
 from iconoclast_tl.execution.batching import Room
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
+from iconoclast_tl.models.failures import first_line, loading_errors
 from iconoclast_tl.models.fingerprint import fingerprint_of
-from iconoclast_tl.models.load import default_device, first_line, loading_errors, require_device
+from iconoclast_tl.models.load import default_device, require_device
 from iconoclast_tl.models.source import INDEX, SINGLE, require_complete_folder
 from iconoclast_tl.models.stored import weight_files
 

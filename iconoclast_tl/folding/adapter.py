@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ from iconoclast_tl.foundation.storage import replacing_folder
 from iconoclast_tl.models.adapter import WRAPPED, unloaded_after
 from iconoclast_tl.models.model import Model
 
+Carrier = Literal["module", "parameter", "whole"]
+"""How PEFT carries a change: beside a linear, beside a parameter, or as the linear's weights whole."""
+
 
 def save_adapter(fold: Fold, folder: Path) -> None:
     """Write the adapter atomically, readable by plain `peft`; the model is left as it was.
@@ -34,24 +38,24 @@ def save_adapter(fold: Fold, folder: Path) -> None:
     """
     from peft import get_peft_model
 
-    model = fold.model
-    _require_carriers(fold, model)
+    model, carriers = fold.model, _carriers(fold)
+    _require_carriers(fold, carriers)
     with unloaded_after(model.hf), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lora_bias=True.*")  # the base has no bias: as intended
         warnings.filterwarnings("ignore", message=".*have invalid shape.*")  # a bias is one-dimensional
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # Conv1D: PEFT finds out by itself
         warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*")  # the user's name for the model stays
-        wrapped = get_peft_model(model.hf, _config(fold, model))
+        wrapped = get_peft_model(model.hf, _config(fold, carriers))
         for change in fold.changes:
-            _set(wrapped, change, fold, model)
+            _set(wrapped, change, carriers[change.matrix.path], model)
         with replacing_folder(folder) as temporary:
             wrapped.save_pretrained(str(temporary))
 
 
-def _config(fold: Fold, model: Model) -> Any:
+def _config(fold: Fold, carriers: Mapping[str, Carrier]) -> Any:
     from peft import LoraConfig
 
-    carried = [(change, _carrier(change, fold, model)) for change in fold.changes]
+    carried = [(change, carriers[change.matrix.path]) for change in fold.changes]
     ranks = {change.matrix.module: change.rank for change, how in carried if how == "module"}
     whole = [change.matrix.module for change, how in carried if how == "whole"]
     parameters = [path for change, how in carried if how == "parameter" for path in _parameter_paths(change)]
@@ -70,14 +74,14 @@ def _config(fold: Fold, model: Model) -> Any:
         bias="none",
         lora_bias=fold.has_bias and not parameters,
         inference_mode=True,
-        base_model_name_or_path=model.name,
+        base_model_name_or_path=fold.model.name,
     )
 
 
-def _require_carriers(fold: Fold, model: Model) -> None:
+def _require_carriers(fold: Fold, carriers: Mapping[str, Carrier]) -> None:
     """Only what is carried as a module gets a bias that the base lacks: beside experts PEFT adds none."""
     for change in fold.changes:
-        if change.has_bias and change.matrix.bias is None and _carrier(change, fold, model) != "module":
+        if change.has_bias and change.matrix.bias is None and carriers[change.matrix.path] != "module":
             raise UserError(
                 f"an adapter cannot give {change.matrix.module} a bias",
                 got="a constant to add there, no bias in the base, and experts edited beside it or of the same name",
@@ -86,13 +90,19 @@ def _require_carriers(fold: Fold, model: Model) -> None:
             )
 
 
-def _carrier(change: ParameterChange, fold: Fold, model: Model) -> Literal["module", "parameter", "whole"]:
-    """How PEFT carries a change."""
-    matrices = [matrix for writer in known_writers(model.hf).values() for matrix in writer.matrices]
+def _carriers(fold: Fold) -> dict[str, Carrier]:
+    """How PEFT carries each change, by the path of its parameter."""
+    matrices = [matrix for writer in known_writers(fold.model.hf).values() for matrix in writer.matrices]
     fused = {matrix.parameter for matrix in matrices if matrix.n_experts is not None}
+    beside_experts = any(change.matrix.n_experts is not None for change in fold.changes)
+    return {change.matrix.path: _carrier(change, fused, beside_experts) for change in fold.changes}
+
+
+def _carrier(change: ParameterChange, fused: Collection[str], beside_experts: bool) -> Carrier:
+    """fused: names of parameters in which experts are fused. beside_experts: whether any such is edited, too."""
     if change.matrix.n_experts is not None:
         return "parameter"
-    if change.has_bias and any(other.matrix.n_experts is not None for other in fold.changes):
+    if change.has_bias and beside_experts:
         return "whole"
     return "parameter" if change.matrix.module.rpartition(".")[2] in fused else "module"
 
@@ -103,9 +113,8 @@ def _parameter_paths(change: ParameterChange) -> list[str]:
 
 
 @torch.no_grad()
-def _set(wrapped: Any, change: ParameterChange, fold: Fold, model: Model) -> None:
+def _set(wrapped: Any, change: ParameterChange, how: Carrier, model: Model) -> None:
     layer = wrapped.get_submodule(WRAPPED + change.matrix.module)
-    how = _carrier(change, fold, model)
     if how == "parameter":
         _set_parameter(layer, change)
     elif how == "whole":

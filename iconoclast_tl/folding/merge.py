@@ -25,6 +25,7 @@ from iconoclast_tl.folding.fold import Fold, ParameterChange
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import replacing_folder
 from iconoclast_tl.models.model import Model
+from iconoclast_tl.models.source import is_gguf
 from iconoclast_tl.models.twin import share
 
 BIAS_FLAGS = ("attention_bias", "mlp_bias")
@@ -37,15 +38,21 @@ def save_merged(fold: Fold, folder: Path) -> None:
     """
     model = fold.model
     if is_offloaded(model.hf):
-        raise UserError(
-            "an offloaded model cannot be merged in memory",
-            got="weights on the disk, or on the CPU until they are needed",
-            mend="save the adapter, or use the command `merge`, which edits the model's files one matrix at a time",
-        )
+        raise offloaded(model)
     merged = merged_model(fold)
     with replacing_folder(folder) as temporary:
         merged.save_pretrained(str(temporary))
         model.tokenizer.save_pretrained(str(temporary))
+
+
+def offloaded(model: Model) -> UserError:
+    """What is said where a model cannot be merged since it is not in memory."""
+    in_files = ", or use the command `merge`, which edits the model's files one matrix at a time"
+    return UserError(
+        "an offloaded model cannot be merged in memory",
+        got="weights on the disk, or on the CPU until they are needed",
+        mend=f"save the adapter{'' if is_gguf(model.name) else in_files}",
+    )
 
 
 def merged_model(fold: Fold, stored: torch.dtype | None = None) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from iconoclast_tl.models.source import hub_id
+
 Goal = Literal["suppress", "strengthen", "steer"]
 """What an edit is for: a search's goal, or neither of both, such as an addition that was previewed and kept."""
 CHANGED: Mapping[Goal, str] = {
@@ -34,7 +36,7 @@ def model_card(
     kind: `adapter` or `merged`. behaviour: its name. goal: of the edit. recipe: how the edit was made, for the table.
     results: the contents of results.json, or None where nothing was measured yet, which the card then says.
     """
-    header = ["---", f"base_model: {base}", "tags:", "- iconoclast_tl", "- interpretability", "- model-edit"]
+    header = ["---", f"base_model: {hub_id(base)}", "tags:", "- iconoclast_tl", "- interpretability", "- model-edit"]
     header += ["library_name: peft"] if kind == "adapter" else ["library_name: transformers"]
     what = "LoRA adapter" if kind == "adapter" else "set of merged weights"
     lines = [

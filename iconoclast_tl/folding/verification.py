@@ -1,18 +1,21 @@
 """Verify that a fold is its preview: the same prompts through the preview, the reloaded adapter and the reloaded
 merged weights.
+
+Two questions, since none answers for the other. Whether the model as a whole says the same: the largest difference of
+any logit, against the model's own rounding (`folding.rounding`), which grows with depth and hides a small mistake in
+one module of many. And whether every module does the same on the same input (`folding.by_module`), which nothing hides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from iconoclast_tl.architecture.hook_points import hf_sites
 from iconoclast_tl.architecture.offloading import is_offloaded, placement
@@ -20,80 +23,20 @@ from iconoclast_tl.architecture.writers import known_writers
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.execution.batching import over_batches
+from iconoclast_tl.folding.by_module import module_check, previewed_modules
+from iconoclast_tl.folding.fidelity import Fidelity, LogitCheck
 from iconoclast_tl.folding.fold import Fold, fold
-from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import stored_parts
+from iconoclast_tl.folding.rounding import epsilon, last_bits_moved, rounding_tolerance
 from iconoclast_tl.foundation.errors import UserError
-from iconoclast_tl.models.adapter import loaded_adapter
+from iconoclast_tl.models.adapter import WRAPPED, loaded_adapter
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.contrast import Split
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.prompts.tokens import TokenBatch, Tokens, require_context
 
-
-@dataclass(frozen=True)
-class LogitCheck:
-    """Largest difference of any logit at any prompt position, against its tolerance."""
-
-    max_abs_logit_diff: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the difference is within the tolerance."""
-        return self.max_abs_logit_diff <= self.tolerance
-
-    def to_json(self) -> dict[str, float | bool]:
-        """As it stands in results.json."""
-        return {**asdict(self), "ok": self.ok}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """How far adapter and merged weights are from the preview, and what the edit leaves of its direction."""
-
-    preview_vs_adapter: LogitCheck
-    preview_vs_merged: LogitCheck | None
-    """None where no merged weights were asked for."""
-    merged_dtype: str | None
-    """In which those are stored."""
-    preview_vs_base: float
-    """Largest logit difference that the edit makes: what the agreements are small against."""
-    residual_fraction: Mapping[str, float]
-    n_matrices: int
-    """Edited matrices, every expert counted."""
-    n: int
-    """Prompts."""
-
-    def __repr__(self) -> str:
-        """Such as `Fidelity(ok: adapter differs by 7.6e-06, tolerance 0.0001; 200 prompts)`."""
-        checks = {"adapter": self.preview_vs_adapter, "merged weights": self.preview_vs_merged}
-        said = [
-            f"{name} differ{'s' if name == 'adapter' else ''} by {one.max_abs_logit_diff:.2g}, "
-            f"tolerance {one.tolerance:.2g}"
-            for name, one in checks.items()
-            if one is not None
-        ]
-        return f"Fidelity({'ok' if self.ok else 'NOT the preview'}: {'; '.join(said)}; {self.n} prompts)"
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything that was folded agrees with the preview."""
-        merged = self.preview_vs_merged
-        return self.preview_vs_adapter.ok and (merged is None or merged.ok)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in results.json."""
-        return {
-            "ok": self.ok,
-            "n": self.n,
-            "preview_vs_adapter": self.preview_vs_adapter.to_json(),
-            "preview_vs_merged": self.preview_vs_merged.to_json() if self.preview_vs_merged else None,
-            "merged_dtype": self.merged_dtype,
-            "preview_vs_base": self.preview_vs_base,
-            "n_matrices": self.n_matrices,
-            "residual_fraction": dict(self.residual_fraction),
-        }
+LOGITS: Final = 64e6
+"""Bytes of logits that are held at once, or a sixteenth of the model's weights where that is more."""
 
 
 def verify(
@@ -134,50 +77,79 @@ def agreement_of_fold(
     batch_size: int = 32,
     merged_dtype: torch.dtype | None = None,
 ) -> Fidelity:
-    """Compare logits at every position of `rows` under the preview with those of what was folded.
+    """Compare logits at every position of `rows` under the preview with those of what was folded, and every module.
 
     The adapter is reloaded from its folder by `peft`. merged: a model of the merged weights; one from `reload_merged`
-    makes saving part of the proof. merged_dtype: in which they were stored. Where that is narrower than the model's,
-    what rounding to it does to the logits is measured (on merged weights in memory, with it and without), and allowed.
-    Of a model that is offloaded it is not measured, and the general tolerance of that dtype holds.
+    makes saving part of the proof. merged_dtype: in which they were stored. Where that is coarser than the model's, the
+    noise of rounding to it is what they are judged by.
     """
-    model = made.model
-    pairs = ("adapter", "merged", "base", "rounding")
-    found: dict[str, list[float]] = {name: [] for name in (*pairs, "scale")}
-    narrower = merged_dtype is not None and merged_dtype.itemsize < model.hf.dtype.itemsize
-    measured = narrower and not is_offloaded(model.hf)
-    exact, rounded = (merged_model(made, dtype) if measured else None for dtype in (None, merged_dtype))
+    model, dtype = made.model, merged_dtype or made.model.hf.dtype
+    coarser = max(dtype, model.hf.dtype, key=epsilon)
+    modules = previewed_modules(edit, model, rows)
+    roundings = {model.hf.dtype} if merged is None else {model.hf.dtype, coarser}
+    written = [model.hf.get_submodule(one.path) for one in modules]
+    largest = _largest_differences(edit, model, rows, adapter, merged, written, roundings, batch_size)
 
-    def compare(batch: TokenBatch) -> None:
-        inputs, real = model.inputs(batch), batch.attention_mask.bool()
-        with preview(edit, hf_sites(model.hf, edit.components)):
-            expected = _logits(model.hf, inputs, real)
-        found["scale"].append(float(expected.abs().max()))
-        found["base"].append(_difference(expected, _logits(model.hf, inputs, real)))
-        with loaded_adapter(model, adapter) as wrapped:
-            found["adapter"].append(_difference(expected, _logits(wrapped, inputs, real)))
-        if merged is not None:
-            found["merged"].append(_difference(expected, _logits(merged, inputs, real)))
-        if measured:
-            found["rounding"].append(_difference(_logits(exact, inputs, real), _logits(rounded, inputs, real)))
+    def judged(name: str, rounded: torch.dtype) -> LogitCheck:
+        return LogitCheck(largest[name], rounding_tolerance(largest[str(rounded)], rounded, largest["scale"]))
 
-    over_batches(compare, rows, model.pad_id, batch_size)
-    # Not max(): it would pass over a NaN, and a comparison that gave NaN is no agreement.
-    largest = {name: float(torch.tensor(values).max()) for name, values in found.items() if values}
-    tolerance = fidelity_tolerance(model.hf.dtype, largest["scale"], largest["base"])
-    of_merged = tolerance + largest.get("rounding", 0.0)
-    if merged_dtype is not None and narrower and not measured:
-        of_merged = fidelity_tolerance(merged_dtype, largest["scale"], largest["base"])
-    stored = str(merged_dtype or model.hf.dtype).removeprefix("torch.")
+    with loaded_adapter(model, adapter) as wrapped:
+        of_adapter = module_check(modules, lambda path: wrapped.get_submodule(WRAPPED + path))
     return Fidelity(
-        preview_vs_adapter=LogitCheck(largest["adapter"], tolerance),
-        preview_vs_merged=LogitCheck(largest["merged"], of_merged) if merged is not None else None,
-        merged_dtype=stored if merged is not None else None,
+        preview_vs_adapter=judged("adapter", model.hf.dtype),
+        adapter_by_module=of_adapter,
+        preview_vs_merged=None if merged is None else judged("merged", coarser),
+        merged_by_module=None if merged is None else module_check(modules, merged.get_submodule, coarser),
+        merged_dtype=None if merged is None else str(dtype).removeprefix("torch."),
         preview_vs_base=largest["base"],
         residual_fraction=made.residual_fraction,
         n_matrices=made.n_matrices,
         n=len(rows),
     )
+
+
+def _largest_differences(
+    edit: Edit,
+    model: Model,
+    rows: Sequence[Tokens],
+    adapter: Path,
+    merged: Any | None,
+    written: Sequence[nn.Module],
+    roundings: Collection[torch.dtype],
+    batch_size: int,
+) -> dict[str, float]:
+    """Of any logit from the preview's: `adapter`, `merged`, `base`; by the dtype's name when last bits move of what
+    the modules in `written` write; and `scale`, the largest logit itself.
+    """
+    sites, found = hf_sites(model.hf, edit.components), dict[str, list[float]]()
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    def compare(batch: TokenBatch) -> None:
+        inputs, real = model.inputs(batch), batch.attention_mask.bool()
+        with preview(edit, sites):
+            expected = _logits(model.hf, inputs, real)
+            note("scale", float(expected.abs().max()))
+            for dtype in roundings:
+                with last_bits_moved(written, epsilon(dtype)):
+                    note(str(dtype), _difference(expected, _logits(model.hf, inputs, real)))
+        note("base", _difference(expected, _logits(model.hf, inputs, real)))
+        with loaded_adapter(model, adapter) as wrapped:
+            note("adapter", _difference(expected, _logits(wrapped, inputs, real)))
+        if merged is not None:
+            note("merged", _difference(expected, _logits(merged, inputs, real)))
+
+    over_batches(compare, rows, model.pad_id, _rows_at_once(model, rows, batch_size))
+    # Not max(): it would pass over a NaN, and a comparison that gave NaN is no agreement.
+    return {name: float(torch.tensor(values).max()) for name, values in found.items()}
+
+
+def _rows_at_once(model: Model, rows: Sequence[Tokens], most: int) -> int:
+    """So many that their logits, some of which are held at once, are small beside the model."""
+    weights = sum(parameter.nbytes for parameter in model.hf.parameters())
+    of_row = 4 * max(map(len, rows)) * int(model.hf.get_output_embeddings().weight.shape[0])
+    return max(1, min(most, int(max(LOGITS, weights / 16) / of_row)))
 
 
 def stored_dtype(made: Fold, folder: Path) -> torch.dtype:
@@ -228,33 +200,34 @@ def agreement_on_quantised(
         with loaded_adapter(quantised, adapter) as wrapped:
             differences.append(_difference(expected, _logits(wrapped, inputs, real)))
 
-    over_batches(compare, rows, quantised.pad_id, batch_size)
+    over_batches(compare, rows, quantised.pad_id, _rows_at_once(full, rows, batch_size))
     largest, allowed, made = (float(torch.tensor(values).max()) for values in (differences, noise, effect))
     return LogitCheck(largest, min(allowed, made / 4))
 
 
-def fidelity_tolerance(dtype: torch.dtype, scale: float, effect: float) -> float:
-    """Largest logit difference that rounding explains; 1e-4 in float32 and float64.
-
-    In half precision the merged weights themselves are rounded. There a fold must come within a twentieth of the edit's
-    own effect on the logits, or within four roundings of the largest logit where the effect is smaller than that: an
-    adapter with strengths 5% off is found out, as are most that lack a module. Fold in float32 for the sharper proof.
-    """
-    if dtype in (torch.float32, torch.float64):
-        return 1e-4
-    return max(effect / 20, 4 * torch.finfo(dtype).eps * scale)
-
-
 def reload_merged(model: Model, merged: Path) -> Any:
-    """The merged weights of a folder, as plain `transformers` loads them, placed as the model is."""
+    """The merged weights of a folder, as plain `transformers` loads them, placed as the model is.
+
+    Tensors that equal the model's are given up for those, so that two models take little more room than one.
+    """
     from transformers import AutoModelForCausalLM
 
     where = getattr(model.hf, "hf_device_map", None)
     if where is None or (len(set(where.values())) == 1 and not is_offloaded(model.hf)):
         reloaded = AutoModelForCausalLM.from_pretrained(str(merged), dtype=model.hf.dtype)
-        return reloaded.to(model.device).eval()
+        reloaded = reloaded.to(model.device).eval()
+        _share_equal(reloaded, model.hf)
+        return reloaded
     options = placement(where, None)
     return AutoModelForCausalLM.from_pretrained(str(merged), dtype=model.hf.dtype, **options).eval()
+
+
+def _share_equal(merged: nn.Module, base: nn.Module) -> None:
+    held = dict(base.named_parameters())
+    for name, parameter in merged.named_parameters():
+        same = name in held and held[name].dtype == parameter.dtype and torch.equal(held[name], parameter)
+        # A copy of the others: where all of a file is mapped into memory, one tensor of it would keep the rest.
+        parameter.data = held[name].data if same else parameter.data.clone()
 
 
 def _logits(hf: Any, inputs: dict[str, Tensor], real: Tensor) -> Float[Tensor, "token vocab"]:
@@ -264,4 +237,4 @@ def _logits(hf: Any, inputs: dict[str, Tensor], real: Tensor) -> Float[Tensor, "
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())
+    return float((a - b).abs_().max())

@@ -18,4 +18,6 @@ class UserError(ValueError):
         if mend is not None:
             details.append(mend)
         line = f"{what}: {'; '.join(details)}" if details else what
+        # Names out of files are quoted in errors: they must not move a terminal's cursor or turn its text round.
+        line = "".join(one if one.isprintable() or one.isspace() else "\N{REPLACEMENT CHARACTER}" for one in line)
         super().__init__(" ".join(line.split()))

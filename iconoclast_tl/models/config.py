@@ -11,7 +11,8 @@ class ModelConfig(StageConfig):
     """Which model, and how it is held in memory."""
 
     name: str = "organism"
-    """A hub id, a folder, or `organism` for the one that is shipped."""
+    """A hub id, a folder, a GGUF file (`FILE.gguf`; on the hub `owner/name:FILE.gguf`), or `organism` for the one that
+    is shipped."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"

@@ -1,4 +1,4 @@
-"""Load a chat model and its tokenizer from a hub id or a folder.
+"""Load a chat model and its tokenizer from a hub id, a folder or a GGUF file.
 
 The Hugging Face model is kept pristine: search, generation and PEFT use it. TransformerLens gets a twin that shares its
 storage (`iconoclast_tl.models.twin`).
@@ -17,6 +17,8 @@ from iconoclast_tl.architecture.offloading import device_of, placement
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.stage_config import from_keywords
 from iconoclast_tl.models.config import ModelConfig
+from iconoclast_tl.models.failures import first_line, loading_errors, not_loaded
+from iconoclast_tl.models.gguf_model import GgufModel, open_gguf
 from iconoclast_tl.models.model import Model, compute_on_stored_weights
 from iconoclast_tl.models.source import base_of_adapter, require_causal, require_complete_folder
 from iconoclast_tl.organisms.folder import shipped_folder
@@ -41,12 +43,13 @@ def load_model(
     attention_only: bool = False,
     **settings: Any,
 ) -> Model:
-    """Load a chat model by name: a hub id, a folder, or `organism` for the one that is shipped.
+    """Load a chat model by name: a hub id, a folder, a GGUF file, or `organism` for the one that is shipped.
 
     settings: those of `ModelConfig`, such as `dtype="bfloat16"`, `device="cuda:1"`, `quantization="4bit"`. The others
-    are those of `Model`. Tries the dtypes in turn until one gives finite logits. Raises `UserError` for an unknown
-    setting, folder or hub id, a folder without weights or tokenizer, and a model that gives no finite logits in any
-    dtype.
+    are those of `Model`. A GGUF file (`FILE.gguf`, or `owner/name:FILE.gguf` on the hub) is dequantised to `dtype`.
+    Tries the dtypes in turn until one gives finite logits. Raises `UserError` for an unknown setting, folder or hub id,
+    a folder without weights or tokenizer, a GGUF file that transformers does not read or that contradicts itself, and a
+    model that gives no finite logits in any dtype.
     """
     given = model if isinstance(model, ModelConfig) else None
     config = from_keywords(ModelConfig, given, settings if given else {"name": model, **settings})
@@ -54,14 +57,19 @@ def load_model(
     if base := base_of_adapter(name):
         notes.append(f"{name} is an adapter; this is its base, {base}, without it")
         name = base
-    require_complete_folder(name)
+    gguf = open_gguf(name, config)
+    if gguf is None:
+        require_complete_folder(name)
     device = _device(config)
-    kind = load_config(name, config)
+    kind = load_config(name, config) if gguf is None else gguf.config
     require_causal(name, kind, config.quantization)
+    # A GGUF file's tokenizer is told to be wrong before its weights are dequantised.
+    tokenizer = None if gguf is None else gguf.tokenizer
     for dtype in _dtype_chain(config, device):
-        hf = _load_weights(name, config, dtype, device, kind)
+        hf = _load_weights(name, config, dtype, device, kind, gguf)
         if _gives_finite_logits(hf):
-            tokenizer = _load_tokenizer(name, config)
+            tokenizer = tokenizer or _load_tokenizer(name, config)
+            notes += [] if gguf is None else gguf.notes(dtype)
             return Model(
                 hf,
                 tokenizer,
@@ -88,7 +96,7 @@ def local_name(name: str) -> str:
     if name == "organism":
         return str(shipped_folder())
     path = Path(name).expanduser()
-    return str(path) if path.is_dir() else name
+    return str(path) if path.exists() else name
 
 
 def _device(config: ModelConfig) -> str:
@@ -130,24 +138,47 @@ def _dtype_chain(config: ModelConfig, device: str) -> list[str]:
 
 
 def load_config(name: str, config: ModelConfig) -> Any:
-    """What config.json says, as transformers reads it; `UserError` where it cannot."""
+    """What config.json or a GGUF file's metadata says, as transformers reads it; `UserError` where it cannot."""
     from transformers import AutoConfig
 
+    if (gguf := open_gguf(name, config)) is not None:
+        return gguf.config
     try:
         return AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except loading_errors() as error:
         raise not_loaded(name, error) from error
 
 
-def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind: Any) -> Any:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Mxfp4Config
-
+def _load_weights(
+    name: str, config: ModelConfig, dtype: str, device: str, kind: Any, gguf: GgufModel | None = None
+) -> Any:
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
+        **(placement(config.device_map, config.max_memory) if config.device_map else {"device_map": {"": device}}),
+    }
+    if gguf is not None:
+        hf, found = gguf.weights(**options)
+    else:
+        hf, found = _load_stored(name, config, dtype, kind, options)
+    _require_same_layers(name, hf, found, "config.json" if gguf is None else "metadata")
+    if hf.config.architectures is None:  # TransformerLens chooses its adapter by it
+        hf.config.architectures = [type(hf).__name__]
+    compute_on_stored_weights(hf)
+    hf.eval()
+    return hf
+
+
+def _load_stored(
+    name: str, config: ModelConfig, dtype: str, kind: Any, options: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model of a folder or hub id, and what transformers says of how it was loaded."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Mxfp4Config
+
+    options = {
+        **options,
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
         "use_safetensors": True,
-        **(placement(config.device_map, config.max_memory) if config.device_map else {"device_map": {"": device}}),
     }
     if config.quantization == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
@@ -161,39 +192,25 @@ def _load_weights(name: str, config: ModelConfig, dtype: str, device: str, kind:
         hf, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except loading_errors() as error:
         raise not_loaded(name, error) from error
-    _require_same_layers(name, hf, found)
-    if hf.config.architectures is None:  # TransformerLens chooses its adapter by it
-        hf.config.architectures = [type(hf).__name__]
-    compute_on_stored_weights(hf)
-    hf.eval()
-    return hf
+    return hf, found
 
 
-def not_loaded(name: str, error: Exception) -> UserError:
-    """What is said of a model that a library could not load."""
-    return UserError(
-        f"cannot load the model {name}",
-        got=first_line(error),
-        want="a hub id that can be reached, or a folder with a causal language model",
-    )
-
-
-def _require_same_layers(name: str, hf: Any, found: Mapping[str, Any]) -> None:
-    """The weights and config.json must speak of the same layers.
+def _require_same_layers(name: str, hf: Any, found: Mapping[str, Any], asking: str) -> None:
+    """The weights and what asks for them (config.json, or a GGUF file's metadata) must speak of the same layers.
 
     transformers fills missing weights with random numbers, and drops those of layers that the model does not have.
     """
-    mend = "check that config.json and the weights are of one model"
+    mend = f"check that {asking} and the weights are of one model"
     if missing := sorted(found["missing_keys"]):
         raise UserError(
-            f"{name} lacks weights that its config.json asks for",
+            f"{name} lacks weights that its {asking} asks for",
             got=f"{len(missing)} missing, first {missing[0]}",
             want="weights of every layer",
             mend=mend,
         )
     if surplus := sorted(key for key in found["unexpected_keys"] if _is_of_a_layer(key, hf)):
         raise UserError(
-            f"{name} holds weights that its config.json has no place for",
+            f"{name} holds weights that its {asking} has no place for",
             got=f"{len(surplus)} left over, first {surplus[0]}",
             want=f"weights of {hf.config.get_text_config().num_hidden_layers} layers",
             mend=mend,
@@ -240,17 +257,3 @@ def _first_not_finite(hf: Any) -> str:
 
 def _probe(hf: Any) -> Tensor:
     return torch.arange(1, 5, device=device_of(hf.get_input_embeddings()))[None]
-
-
-def loading_errors() -> tuple[type[Exception], ...]:
-    """What libraries raise for a folder or hub id that cannot be had, or whose files do not fit each other."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    return (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError)
-
-
-def first_line(error: Exception) -> str:
-    """The first line that says something: what ends in a colon is read together with what follows it."""
-    lines = (str(error) or type(error).__name__).splitlines()
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,49 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 DEQUANTISED = ("mxfp4",)
 """Formats of stored weights that transformers makes full-precision weights of on loading."""
+GGUF = ".gguf"
+_ON_HUB = re.compile(r"([\w.-]+/[\w.-]+):([^:]+\.gguf)", re.IGNORECASE)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model's name is that of a GGUF file, on the disk or (`owner/name:FILE.gguf`) on the hub."""
+    path = Path(name).expanduser()
+    return not path.is_dir() and (path.is_file() or name.lower().endswith(GGUF))
+
+
+def gguf_file(name: str, revision: str | None = None) -> Path | None:
+    """The GGUF file that a model's name refers to, fetched from the hub if need be; None for a folder or hub id.
+
+    Raises `UserError` for a file that cannot be had.
+    """
+    path = Path(name).expanduser()
+    if not is_gguf(name):
+        return None
+    if path.is_file():
+        return path
+    on_hub = _ON_HUB.fullmatch(name)
+    if on_hub is None or ".." in on_hub[2].split("/"):
+        raise UserError(f"there is no GGUF file {name}", want="a file, or owner/name:FILE.gguf for one on the hub")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(on_hub[1], on_hub[2], revision=revision))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot have the GGUF file {name}", got=line, want="a file that the hub has") from error
+
+
+def hub_id(name: str) -> str:
+    """A model's name without the file that it names on the hub."""
+    on_hub = _ON_HUB.fullmatch(name)
+    return on_hub[1] if on_hub and not Path(name).expanduser().is_file() else name
+
+
+def short_name(name: str) -> str:
+    """The last part of a model's name, without `.gguf`: what a folder can be called."""
+    last = Path(name).expanduser().resolve().name
+    return last.rpartition(":")[2][: -len(GGUF)] if is_gguf(name) and last.lower().endswith(GGUF) else last
 
 
 def base_of_adapter(name: str) -> str | None:
@@ -35,17 +79,33 @@ def base_of_adapter(name: str) -> str | None:
 def require_complete_folder(name: str) -> None:
     """Say what a local folder lacks; a hub id passes."""
     path = Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"{name} is a file", want="a folder or a hub id")
     if not path.is_dir():
         if path.is_absolute() or name.startswith((".", "~")):
             raise UserError(f"there is no model folder {name}", want="a folder or a hub id")
         return
     if not (path / "config.json").is_file():
+        _require_no_gguf(name, path)
         raise UserError(f"{name} is not a model folder", got="no config.json", want="a Hugging Face model folder")
     if not any(any(path.glob(pattern)) for pattern in WEIGHT_FILES):
+        _require_no_gguf(name, path)
         raise UserError(f"{name} has no weights", got="no *.safetensors", want="weights as safetensors")
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"{name} has no tokenizer", got="no tokenizer.json", mend="save the tokenizer there too")
     _require_shards(name, path)
+
+
+def _require_no_gguf(name: str, path: Path) -> None:
+    """Of a folder of GGUF files one must be named: they are whole models, of different precision."""
+    if files := sorted(file.name for file in path.iterdir() if file.suffix.lower() == GGUF):
+        others = f" and {len(files) - 8} more" if len(files) > 8 else ""
+        raise UserError(
+            f"{name} is a folder of GGUF files",
+            got=", ".join(files[:8]) + others,
+            want="one of them",
+            mend=f"pass {path / files[0]}",
+        )
 
 
 def require_causal(name: str, config: Any, quantization: str = "none") -> None:

@@ -19,8 +19,10 @@ from torch import Tensor
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.tensor_file import DTYPES, raw_bytes
 from iconoclast_tl.models.config import ModelConfig
-from iconoclast_tl.models.load import load_config, loading_errors, not_loaded
-from iconoclast_tl.models.source import INDEX, SINGLE, require_causal, require_complete_folder
+from iconoclast_tl.models.failures import loading_errors, not_loaded
+from iconoclast_tl.models.gguf_header import read_header
+from iconoclast_tl.models.load import load_config
+from iconoclast_tl.models.source import INDEX, SINGLE, gguf_file, is_gguf, require_causal, require_complete_folder
 
 COPIED: Final = (
     "config.json",
@@ -126,6 +128,18 @@ def stored_folder(name: str, revision: str | None = None) -> Path:
     return place
 
 
+def digest_of(name: str, revision: str | None = None) -> str | None:
+    """Knows the files of a model again that is a folder (`files_digest`) or a GGUF file; None for a hub id.
+
+    revision: where the hub's file is one of a commit, so that nothing is fetched.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return files_digest(path)
+    file = gguf_file(name, revision)
+    return None if file is None else read_header(file).digest()
+
+
 def files_digest(folder: Path) -> str:
     """SHA-256 over config.json and, of every file of weights, its length, its header and some of its bytes.
 
@@ -144,14 +158,15 @@ def files_digest(folder: Path) -> str:
 
 
 def skeleton(name: str, config: ModelConfig) -> Any:
-    """The model of a folder or hub id without its weights (on the device `meta`): its modules, names and shapes.
+    """The model of a folder, hub id or GGUF file without its weights (on the device `meta`): modules, names, shapes.
 
     Raises `UserError` for what `load_model` raises it for, as far as that can be told without weights.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    require_complete_folder(name)
+    if not is_gguf(name):
+        require_complete_folder(name)
     kind = load_config(name, config)
     require_causal(name, kind)
     try:

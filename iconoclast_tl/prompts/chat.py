@@ -67,7 +67,8 @@ class ChatFormat:
             if system is None:
                 return self._apply([{"role": "user", "content": text}])
             return self._render_with_system(system, text)
-        except TemplateError as error:
+        # A template is a program out of a model's files: transformers runs it in a sandbox, and it may fail in any way.
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 "this model's chat template does not render a prompt",
                 got=error,

@@ -10,13 +10,14 @@ from iconoclast_tl.edits.completeness import shares_of_edits
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.store import load_edit
 from iconoclast_tl.folding.fold import Fold, fold
-from iconoclast_tl.folding.merge_files import FileMerge, merge_files, plan_merge
+from iconoclast_tl.folding.merge_files import merge_files, plan_merge
+from iconoclast_tl.folding.merge_plan import MemoryMerge, StoredMerge, planned_merge
 from iconoclast_tl.folding.verification import agreement_of_fold, agreement_on_quantised, reload_merged
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.load import load_model
 from iconoclast_tl.models.model import Model
-from iconoclast_tl.models.source import base_of_adapter
+from iconoclast_tl.models.source import base_of_adapter, is_gguf
 from iconoclast_tl.models.stored import files_digest, skeleton, stored_folder
 from iconoclast_tl.prompts.tokens import Tokens
 from iconoclast_tl.stages.cards import write_cards
@@ -44,7 +45,7 @@ def folded(workspace: Workspace, edit: Edit) -> dict[str, Any]:
     with workspace.timed("fold"):
         model = _full_precision(workspace)
         made = fold(edit, model)
-        plan = _merge_plan(workspace, edit, model)  # what cannot be merged is told before anything is written
+        plan = _merge_plan(workspace, made)  # what cannot be merged is told before anything is written
         made.save(folder.adapter)
         _merge(workspace, plan, edit)
         rows = _compared_rows(workspace)
@@ -63,7 +64,7 @@ def merged(folder: RunFolder, settings: Settings, track: Track = silent) -> dict
     """Write the chosen edit of a run as plain weights, file by file; the model is not loaded and nothing is verified.
 
     Returns what was done. Raises `UserError` for a folder without a search's edit, for a model whose files are not
-    those of the run, and for what `plan_merge` refuses.
+    those of the run, for a GGUF file, and for what `plan_merge` refuses.
     """
     if folder.read_manifest() is None:
         raise UserError(f"there is no run in {folder.path}", mend="run `search` first")
@@ -72,6 +73,13 @@ def merged(folder: RunFolder, settings: Settings, track: Track = silent) -> dict
         edit, _ = load_edit(folder.edit, about["n_layers"], about["d_model"])
         name = str(model_folder(settings) or settings.model.name)
         name = base_of_adapter(name) or name
+        if is_gguf(name):
+            raise UserError(
+                f"{name} cannot be edited file by file",
+                got="a GGUF file, whose weights are quantised together in blocks",
+                want="safetensors",
+                mend=f"use `fold --merge --out {folder.path}`, which loads the model and writes dequantised weights",
+            )
         model = settings.model.model_copy(update={"revision": about.get("commit") or settings.model.revision})
         source = stored_folder(name, model.revision)
         if about.get("files") not in (None, files_digest(source)):
@@ -113,18 +121,16 @@ def _full_precision(workspace: Workspace) -> Model:
     return load_model(config, system=model.system, raw_prompts=model.raw_prompts, attention_only=model.attention_only)
 
 
-def _merge_plan(workspace: Workspace, edit: Edit, model: Model) -> FileMerge | None:
-    if not workspace.settings.fold.merge:
-        return None
-    source = stored_folder(model.name, workspace.settings.model.revision)
-    return plan_merge(edit, model.hf, source)
+def _merge_plan(workspace: Workspace, made: Fold) -> MemoryMerge | StoredMerge | None:
+    asked = workspace.settings.fold.merge
+    return planned_merge(made, workspace.settings.model.revision) if asked else None
 
 
-def _merge(workspace: Workspace, plan: FileMerge | None, edit: Edit) -> None:
+def _merge(workspace: Workspace, plan: MemoryMerge | StoredMerge | None, edit: Edit) -> None:
     """Write merged/; where none is asked for, remove one of another edit."""
     folder = workspace.folder
     if plan is not None:
-        merge_files(plan, folder.merged, workspace.track)
+        plan.write(folder.merged, workspace.track)
         folder.record(merged={"edit": edit.digest()})
     elif (folder.read_state().get("merged") or {}).get("edit") != edit.digest():
         shutil.rmtree(folder.merged, ignore_errors=True)
@@ -136,7 +142,7 @@ def _compared_rows(workspace: Workspace) -> list[Tokens]:
 
 
 def _agreement(
-    workspace: Workspace, edit: Edit, made: Fold, plan: FileMerge | None, rows: list[Tokens]
+    workspace: Workspace, edit: Edit, made: Fold, plan: MemoryMerge | StoredMerge | None, rows: list[Tokens]
 ) -> dict[str, Any]:
     """What was written against the preview, also on the quantised weights where the run is on those."""
     folder, model = workspace.folder, made.model

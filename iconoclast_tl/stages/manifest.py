@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 
 from iconoclast_tl.architecture.writers import discovered_writers
 from iconoclast_tl.models.model import Model
-from iconoclast_tl.models.stored import files_digest
+from iconoclast_tl.models.stored import digest_of
 from iconoclast_tl.stages.run_folder import SCHEMA
 
 PACKAGES: Final = ("iconoclast-tl", "torch", "transformers", "transformer-lens", "peft", "optuna", "numpy")
@@ -43,6 +42,7 @@ def make_manifest(
 
 def describe_model(model: Model, name: str) -> dict[str, Any]:
     """What the manifest says of a model that settings call `name`."""
+    commit = getattr(model.hf.config, "_commit_hash", None)
     return {
         "name": name,
         "fingerprint": model.fingerprint,
@@ -50,7 +50,7 @@ def describe_model(model: Model, name: str) -> dict[str, Any]:
         "dtype": model.dtype,
         "n_layers": model.n_layers,
         "d_model": model.d_model,
-        "commit": getattr(model.hf.config, "_commit_hash", None),
-        "files": files_digest(Path(model.name)) if Path(model.name).is_dir() else None,
+        "commit": commit,
+        "files": digest_of(model.name, commit),
         "writers": discovered_writers(model.hf),
     }

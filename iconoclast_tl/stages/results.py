@@ -96,15 +96,28 @@ class Check(TypedDict):
     ok: bool
 
 
+class ModuleCheck(TypedDict):
+    """The module that is furthest from its preview on the same input, relative to what the edit changes there."""
+
+    max_relative_error: float
+    tolerance: float
+    module: str
+    """Its path in the model."""
+    ok: bool
+
+
 class FoldResults(TypedDict):
-    """Whether what was folded is what the preview showed (`folding.verification.Fidelity`)."""
+    """Whether what was folded is what the preview showed (`folding.fidelity.Fidelity`)."""
 
     edit: str
     ok: bool
     n: int
     """Prompts."""
     preview_vs_adapter: Check
+    adapter_by_module: NotRequired[ModuleCheck]
+    """Absent from runs of earlier versions, as is `merged_by_module`."""
     preview_vs_merged: Check | None
+    merged_by_module: NotRequired[ModuleCheck | None]
     on_quantised: Check | None
     merged_dtype: str | None
     preview_vs_base: float
@@ -157,6 +170,8 @@ class Results(TypedDict):
     """`edit`: the digest of what merged/ holds."""
     timing: dict[str, float]
     """Stage → seconds, all sittings together."""
+    token_passes: dict[str, dict[str, int]]
+    """Stage → token passes `forward` and `backward` (`execution.token_passes`), all sittings together."""
 
 
 OF_AN_EVALUATION: Final = (

@@ -8,6 +8,7 @@ from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.store import save_edit
 from iconoclast_tl.folding.merge import require_mergeable_bias
 from iconoclast_tl.folding.merge_files import stored_parts
+from iconoclast_tl.models.source import is_gguf
 from iconoclast_tl.models.stored import skeleton, stored_folder
 from iconoclast_tl.report.results import provenance, search_part
 from iconoclast_tl.search.assemble import Inputs, RankedParts, make_job, ranked_parts
@@ -90,6 +91,7 @@ def _require_mergeable(workspace: Workspace) -> None:
     writers = edited_writers(model)
     # Of quantised weights the shapes are not those of the files.
     hf = model.hf if model.quantization == "none" else skeleton(model.name, settings.model)
-    stored_parts(writers, hf, stored_folder(model.name, settings.model.revision))
+    if not is_gguf(model.name):  # which is merged in memory
+        stored_parts(writers, hf, stored_folder(model.name, settings.model.revision))
     if settings.edit.affine:
         require_mergeable_bias(hf, writers.values())

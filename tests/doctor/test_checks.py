@@ -161,7 +161,9 @@ def test_edits_that_are_mixed_up_in_a_batch_are_found(llama: Model, asked: list[
 def test_a_fold_of_other_strengths_is_found(llama: Model, asked: list[list[int]], monkeypatch: Any) -> None:
     honest = checks.fold
     monkeypatch.setattr(checks, "fold", lambda edit, model: honest(scaled(edit, 1.02), model))
-    assert checks.fold_check(llama, asked, checks.Kind(name="plain")).ok is False
+    found = checks.fold_check(llama, asked, checks.Kind(name="plain"))
+    assert found.ok is False
+    assert "is off by 0.02 of what the edit changes there" in found.note
 
 
 def test_an_edit_that_tells_nothing_proves_nothing(llama: Model, asked: list[list[int]], monkeypatch: Any) -> None:

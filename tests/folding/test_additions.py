@@ -16,10 +16,11 @@ from iconoclast_tl.edits.addition import Addition, make_addition, with_addition
 from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import preview
 from iconoclast_tl.folding.additions import as_writes
+from iconoclast_tl.folding.fidelity import Fidelity
 from iconoclast_tl.folding.fold import fold
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
-from iconoclast_tl.folding.verification import Fidelity, agreement_of_fold, reload_merged
+from iconoclast_tl.folding.verification import agreement_of_fold, reload_merged
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.model import Model
 from tests.architectures import save_architecture

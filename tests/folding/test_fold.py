@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from iconoclast_tl.edits.edit import Edit
+from iconoclast_tl.folding.fidelity import Fidelity
 from iconoclast_tl.folding.fold import fold
 from iconoclast_tl.folding.merge import merged_model
 from iconoclast_tl.folding.merge_files import merge_files, plan_merge
-from iconoclast_tl.folding.verification import Fidelity, agreement_of_fold, agreement_on_quantised, reload_merged
+from iconoclast_tl.folding.verification import agreement_of_fold, agreement_on_quantised, reload_merged
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.adapter import loaded_adapter
 from iconoclast_tl.models.config import ModelConfig
@@ -141,6 +142,16 @@ def test_merging_leaves_the_base_alone_and_shares_what_it_does_not_edit(llama: M
     assert set(pairs) - shared == {change.matrix.path for change in fold(random_edit(), llama).changes}
 
 
+def test_reloaded_weights_take_the_room_of_what_was_edited_alone(llama: Model, tmp_path: Path) -> None:
+    made = fold(random_edit(), llama)
+    kept = {name: tensor.clone() for name, tensor in llama.hf.named_parameters()}
+    reloaded = dict(reload_merged(llama, made.merge(tmp_path).path).named_parameters())
+    held = dict(llama.hf.named_parameters())
+    own = {name for name, tensor in reloaded.items() if tensor.data_ptr() != held[name].data_ptr()}
+    assert own == {change.matrix.path for change in made.changes}
+    assert all(torch.equal(kept[name], tensor) for name, tensor in held.items())
+
+
 def test_a_tied_model_folds_and_merges(load: Load, rows: list[list[int]], tmp_path: Path) -> None:
     model = load(save_llama(tmp_path / "tied", tie_word_embeddings=True))
     assert folded(model, random_edit(), rows, tmp_path).ok
@@ -178,7 +189,7 @@ def test_half_precision_weights_agree_within_their_own_rounding(
 ) -> None:
     found = folded(load(llama_folder, "bfloat16"), random_edit(), rows, tmp_path)
     assert found.ok
-    assert found.preview_vs_adapter.tolerance > 1e-4  # and it is stated
+    assert found.adapter_by_module.max_relative_error < 1e-5  # in whatever dtype the model is
 
 
 def test_files_in_half_precision_are_allowed_their_own_rounding_and_no_more(
@@ -196,7 +207,7 @@ def test_files_in_half_precision_are_allowed_their_own_rounding_and_no_more(
     assert found.ok
     assert found.preview_vs_merged is not None
     assert 1e-4 < found.preview_vs_merged.max_abs_logit_diff < found.preview_vs_merged.tolerance < 1e-1
-    assert found.preview_vs_adapter.tolerance == 1e-4
+    assert found.preview_vs_adapter.tolerance < 1e-4
     merge_files(plan_merge(scaled(edit, 1.005), model.hf, folder), tmp_path / "wrong")
     wrong = reload_merged(model, tmp_path / "wrong")
     assert not agreement_of_fold(edit, made, rows, tmp_path / "adapter", wrong, merged_dtype=plan.dtype).ok
@@ -240,7 +251,7 @@ def test_a_comparison_that_gives_nan_is_no_agreement(
 
     def sometimes_nan(a: torch.Tensor, b: torch.Tensor) -> float:
         calls.append(honest(a, b))
-        return float("nan") if len(calls) == 2 else calls[-1]
+        return float("nan") if len(calls) == 3 else calls[-1]  # the adapter's, in the first batch of three
 
     monkeypatch.setattr(verification, "_difference", sometimes_nan)
     assert not agreement_of_fold(random_edit(), made, rows, tmp_path, None, batch_size=3).ok

@@ -59,9 +59,11 @@ def test_every_key_of_the_results_is_in_the_reference(results: dict[str, Any]) -
 def test_the_fold_is_the_preview(results: dict[str, Any]) -> None:
     fidelity = results["fidelity"]
     assert fidelity["ok"]
-    assert fidelity["preview_vs_adapter"]["max_abs_logit_diff"] < 1e-4
+    assert fidelity["preview_vs_adapter"]["max_abs_logit_diff"] < fidelity["preview_vs_adapter"]["tolerance"] < 1e-3
+    assert fidelity["adapter_by_module"]["max_relative_error"] < 1e-4
     # The organism is stored in float16, and so are its merged weights.
-    assert fidelity["preview_vs_merged"]["max_abs_logit_diff"] < fidelity["preview_vs_merged"]["tolerance"] < 1e-2
+    assert fidelity["preview_vs_merged"]["max_abs_logit_diff"] < fidelity["preview_vs_merged"]["tolerance"] < 1
+    assert fidelity["merged_by_module"]["ok"]
     assert fidelity["preview_vs_base"] > 1
 
 

@@ -1,4 +1,4 @@
-"""The table of a fold's fidelity: preview, adapter and merged weights against each other."""
+"""The table of a fold's fidelity: preview, adapter and merged weights against each other, as wholes and by module."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from rich.table import Table
 
 
 def fidelity_table(fidelity: Mapping[str, Any]) -> Table:
-    """Differences between preview and folded model, and the share of the direction that is left."""
+    """Differences between preview and folded model, and the share of the direction that is left.
+
+    Of logits they are absolute; of a module relative to what the edit changes there.
+    """
     table = Table(title=f"fidelity on {fidelity['n']} test prompts", title_justify="left")
-    for column in ("", "max |Δ logit|", "tolerance", "ok"):
+    for column in ("", "largest difference", "tolerance", "ok"):
         table.add_column(column, justify="left" if not column else "right")
-    for key, label in (
-        ("preview_vs_adapter", "preview = adapter"),
-        ("preview_vs_merged", f"preview = merged, {fidelity.get('merged_dtype', 'in the dtype of the run')}"),
-        ("on_quantised", "preview = adapter, quantised"),
+    merged = f"preview = merged, {fidelity.get('merged_dtype', 'in the dtype of the run')}"
+    for key, label, measured in (
+        ("preview_vs_adapter", "preview = adapter, any logit", "max_abs_logit_diff"),
+        ("adapter_by_module", "the same, any module", "max_relative_error"),
+        ("preview_vs_merged", f"{merged}, any logit", "max_abs_logit_diff"),
+        ("merged_by_module", "the same, any module", "max_relative_error"),
+        ("on_quantised", "preview = adapter, quantised, any logit", "max_abs_logit_diff"),
     ):
-        if fidelity.get(key):
+        if fidelity.get(key):  # runs of earlier versions say nothing of modules
             row = fidelity[key]
-            table.add_row(label, f"{row['max_abs_logit_diff']:.2e}", f"{row['tolerance']:.0e}", _yes(row["ok"]))
-    table.add_row("preview ≠ base", f"{fidelity['preview_vs_base']:.2e}", "", "")
+            table.add_row(label, f"{row[measured]:.1e}", f"{row['tolerance']:.0e}", _yes(row["ok"]))
+    table.add_row("preview ≠ base, any logit", f"{fidelity['preview_vs_base']:.1e}", "", "")
     table.caption = edited_line(fidelity)
     if stream := fidelity.get("stream_fraction"):
         table.caption += f"; in what layers add to the stream: {min(stream):.3f} to {max(stream):.3f}"
