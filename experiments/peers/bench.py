@@ -1,17 +1,20 @@
-"""The benchmark: Heretic and ours, alternating, on the same organisms, seeds, prompts, budget, dtype and threads.
+"""The benchmark: the peers and ours, alternating, on the same models, seeds, prompts, budget, dtype and threads.
 
     python -m experiments.peers.bench --out runs/peers
+    python -m experiments.peers.bench --organisms real --threads 1 --out runs/peers-real
 
 What is done is not done again: stopped at any moment, the same command continues. A run that was cut off starts anew,
 since its time would mean nothing, and so does one of other code, models or threads (key.json). Under `--out`:
-`environment/` (Heretic's), `organisms/`, and for every run a folder `ORGANISM/seed-N/CONTESTANT/` with job.json (its
-own account) and judged.json; at the end results.json and table.md.
+`environments/` (the peers'), `organisms/`, and for every run a folder `ORGANISM/seed-N/CONTESTANT/` with job.json (its
+own account) and judged.json; at the end results.json and table.md, which also show finished runs of contestants that
+were not asked for this time.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -24,18 +27,27 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.peers.heretic import VERSION, Heretic, make_environment
+from experiments.peers import real
+from experiments.peers.abliterix import ABLITERIX
+from experiments.peers.heretic import HERETIC
+from experiments.peers.iconoclast_llm import iconoclast
 from experiments.peers.job import Contestant, Job
-from experiments.peers.organisms import Recipe, copy_with_one_bos, ensure_organism, read_recipe, write_prompts
+from experiments.peers.menus import Peer, make_environment
+from experiments.peers.organisms import Recipe, read_recipe
 from experiments.peers.ours import Ours
 from experiments.peers.process import CommandError, run_timed, thread_environment
+from experiments.peers.subjects import ORGANISM_BUDGET, subject_of
 from experiments.peers.summary import markdown, summarise
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 HERE = Path(__file__).parent
-BUDGET, KL_TOKENS = 32, 24
+KL_TOKENS = 24
+PEERS = {"heretic": HERETIC, "iconoclast": iconoclast(0), "iconoclast8": iconoclast(8), "abliterix": ABLITERIX}
+"""The tools by what a contestant's name begins with; the 8 is the rank of the benign subspace."""
+REAL_CONTESTANTS = ["heretic-60", "iconoclast-30", "iconoclast8-30", "abliterix-30", "ours"]
+"""The others also answer neutral prompts in every trial: 30 of theirs are as many tokens as 60 of Heretic's."""
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 """Between these lines of the README stands the table."""
 
@@ -52,7 +64,7 @@ class Run:
 
     @property
     def tool(self) -> str:
-        """`heretic` or `ours`."""
+        """`ours` or a name in `PEERS`."""
         return self.contestant.partition("-")[0]
 
     @property
@@ -78,7 +90,7 @@ def carry_out(run: Run, tool: Contestant, job: Job, progress: Progress, keep: bo
     """Bring one run to its record: the job, the export of its front, the judge; each unless it is there."""
     outcome_file, judged_file, key_file = (run.folder / f"{stem}.json" for stem in ("job", "judged", "key"))
     key = {"program": tool.identity(), "environment": dict(job.threads), "budget": job.budget, "system": job.system}
-    key["model"] = _digest(job.model)
+    key |= {"model": _digest(job.model), "markers": list(job.markers)}
     task = progress.add_task(run.label, total=None)
 
     def step(what: str) -> None:
@@ -103,9 +115,32 @@ def carry_out(run: Run, tool: Contestant, job: Job, progress: Progress, keep: bo
     return {**found, "program": key["program"], "outcome": _read(outcome_file), "judged": _read(judged_file)}
 
 
-def publish(results: dict[str, Any], table: str) -> None:
-    """Put the results beside this file and the table into the README."""
-    _write(HERE / "results.json", results)
+def finished(folder: Path, organism: str, seed: int) -> Iterator[dict[str, Any]]:
+    """The records of all finished runs of an organism and seed."""
+    for judged in sorted(folder.glob("*/judged.json")):
+        run = judged.parent
+        found = {"organism": organism, "seed": seed, "contestant": run.name}
+        key, outcome = _read(run / "key.json"), _read(run / "job.json")
+        yield {**found, "program": key["program"], "outcome": outcome, "judged": _read(judged)}
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Published results with those of new runs: of the same organism, seed and contestant the new one stands."""
+
+    def run(record: dict[str, Any]) -> tuple[Any, ...]:
+        return record["organism"], record["seed"], record["contestant"]
+
+    replaced = {run(record) for record in new["records"]}
+    records = [*(record for record in old["records"] if run(record) not in replaced), *new["records"]]
+    return {"about": {**old["about"], **new["about"]}, "summary": summarise(records), "records": records}
+
+
+def publish(results: dict[str, Any]) -> None:
+    """Put the results among those beside this file, and their table into the README."""
+    kept = HERE / "results.json"
+    results = joined(_read(kept), results) if kept.is_file() else results
+    table = markdown(results["summary"])
+    _write(kept, results)
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -135,30 +170,33 @@ def _bench(given: argparse.Namespace, recipe: Recipe) -> None:
 
     console = Console(stderr=True)
     threads = thread_environment(given.threads)
-    environment = make_environment(given.heretic_env or given.out / "environment", console.print)
-    tools: dict[str, Contestant] = {"heretic": Heretic(environment), "ours": Ours()}
-    models = {
-        organism.name: ensure_organism(organism, given.models or given.out / "organisms", console.print)
-        for organism in recipe.organisms
-        if organism.name in given.organisms
-    }
-    if given.one_bos:
-        models = {name: copy_with_one_bos(model, given.out / name / "model") for name, model in models.items()}
-    prompts = {name: write_prompts(model, given.out / name / "prompts") for name, model in models.items()}
     runs = list(planned(given.organisms, given.seeds, given.contestants, given.out))
+    tools: dict[str, Contestant] = {"ours": Ours()}
+    for name in sorted({run.tool for run in runs} - {"ours"}):
+        place = (given.environments or given.out / "environments") / PEERS[name].distribution
+        tools[name] = Peer(PEERS[name], make_environment(PEERS[name], place, console.print))
+    models = given.models or given.out / "organisms"
+    subjects = {
+        name: subject_of(name, recipe, models, given.out / name, given.one_bos, console.print)
+        for name in given.organisms
+    }
     records = []
     with _bars(console) as progress:
         for run in progress.track(runs, description="benchmark"):
-            model, texts = models[run.organism], prompts[run.organism]
-            job = Job(model, texts, recipe.system, BUDGET, run.trials, run.seed, threads)
+            job = subjects[run.organism].job(run.trials, run.seed, threads)
             records.append(carry_out(run, tools[run.tool], job, progress, given.keep_models))
+    done = {run.folder for run in runs}
+    for organism, seed in itertools.product(given.organisms, given.seeds):
+        place = given.out / organism / f"seed-{seed}"
+        others = finished(place, organism, seed)
+        records += [record for record in others if place / record["contestant"] not in done]
     summary = summarise(records)
     results = {"about": _about(given, recipe), "summary": summary, "records": records}
     table = markdown(summary)
     _write(given.out / "results.json", results)
     (given.out / "table.md").write_text(table + "\n", encoding="utf-8", newline="\n")
     if given.publish:
-        publish(results, table)
+        publish(results)
     print(table)
 
 
@@ -167,8 +205,10 @@ def _judge(job: Job, models: dict[str, Path], folder: Path) -> None:
     partial = folder / "judged.json.partial"
     named = [f"{name}={place}" for name, place in models.items()]
     given = ["--base", job.model, "--prompts", job.prompts, "--system", job.system, "--out", partial]
-    lengths = ["--tokens", str(job.budget), "--kl-tokens", str(KL_TOKENS)]
-    command = [sys.executable, "-m", "experiments.peers.judge", *given, *lengths, *named]
+    lengths = ["--tokens", job.judged_tokens, "--kl-tokens", KL_TOKENS]
+    if job.judge == "real_judge":
+        given += ["--kept", job.prompts.with_name("base-answers.json")]
+    command = [sys.executable, "-m", f"experiments.peers.{job.judge}", *given, *lengths, *named]
     run_timed(command, folder / "judge.log", environment=job.threads)
     partial.replace(folder / "judged.json")
 
@@ -177,45 +217,51 @@ def _digest(model: Path) -> str:
     """Of the files that make a model what it is here: weights, tokenizer, template."""
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
-        digest.update((model / name).read_bytes())
+        with (model / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
 def _about(given: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     """What the numbers depend on."""
     packages = ("iconoclast-tl", "torch", "transformers", "peft", "optuna")
-    return {
-        "heretic-llm": VERSION,
+    common = {
+        **{PEERS[name].distribution: PEERS[name].version for name in PEERS},
         "python": platform.python_version(),
         "ours": {name: metadata.version(name) for name in packages},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": given.threads,
         "dtype": "float32",
-        "one_bos": given.one_bos,
-        "tokens": BUDGET,
         "kl_tokens": KL_TOKENS,
-        "system": recipe.system,
-        "organisms": {one.name: dict(one.training) or "shipped" for one in recipe.organisms},
     }
+    found: dict[str, Any] = {}
+    if set(given.organisms) - {real.NAME}:
+        organisms = {one.name: dict(one.training) or "shipped" for one in recipe.organisms}
+        found = {**common, "one_bos": given.one_bos, "tokens": ORGANISM_BUDGET, "system": recipe.system}
+        found["organisms"] = organisms
+    if real.NAME in given.organisms:
+        lengths = {"tokens": real.BUDGET, "judged_tokens": real.JUDGED_TOKENS}
+        found[real.NAME] = {**common, **lengths, "wheel": real.WHEEL, "system": real.SYSTEM}
+    return found
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.peers.bench",
-        description="Run Heretic and iconoclast_tl on the same organisms and judge both.",
+        description="Run the peers and iconoclast_tl on the same models and judge all.",
     )
     parser.add_argument("--out", type=Path, help="folder of the runs (runs/peers; with --quick runs/peers-quick)")
-    parser.add_argument("--organisms", nargs="+", metavar="NAME", help="organisms of organisms.toml (all)")
+    parser.add_argument("--organisms", nargs="+", metavar="NAME", help="organisms of organisms.toml (all), or real")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="seeds of the searches (0 1 2)")
     parser.add_argument(
         "--contestants",
         nargs="+",
         metavar="TOOL-TRIALS",
-        help="heretic-N (N trials), ours, or ours-N (our TPE) (heretic-60 ours heretic-200)",
+        help="heretic-N (N trials), iconoclast-N, iconoclast8-N, abliterix-N, ours, or ours-N (our TPE)",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of both (all cores)")
-    parser.add_argument("--heretic-env", type=Path, help="its environment, made if it is not there")
-    parser.add_argument("--models", type=Path, help="folder of trained organisms, made if it is not there")
+    parser.add_argument("--environments", type=Path, help="folder of the peers' environments, made if not there")
+    parser.add_argument("--models", type=Path, help="folder of organisms and real model, made if not there")
     parser.add_argument("--keep-models", action="store_true", help="keep the exported fronts")
     parser.add_argument("--one-bos", action="store_true", help="models whose tokenizer adds no second BOS")
     parser.add_argument("--quick", action="store_true", help="one organism, one seed, 4 trials: does it run at all?")
@@ -223,25 +269,29 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     given.out = given.out or Path("runs/peers-quick" if given.quick else "runs/peers")
     given.organisms = given.organisms or (["a"] if given.quick else [one.name for one in read_recipe().organisms])
-    given.seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
-    full = ["heretic-60", "ours", "heretic-200"]
+    only_real = given.organisms == [real.NAME]
+    given.seeds = given.seeds or ([0] if given.quick or only_real else [0, 1, 2])
+    full = REAL_CONTESTANTS if only_real else ["heretic-60", "ours", "heretic-200"]
     given.contestants = given.contestants or (["heretic-4", "ours"] if given.quick else full)
     return given
 
 
 def _check(given: argparse.Namespace, recipe: Recipe) -> None:
     """ValueError for what no run could be made of."""
-    known = [organism.name for organism in recipe.organisms]
+    known = [*(organism.name for organism in recipe.organisms), real.NAME]
     for name in given.organisms:
         if name not in known:
             raise ValueError(f"unknown organism {name}: want one of {', '.join(known)}")
     for name in given.contestants:
         tool, _, trials = name.partition("-")
         counted = trials.isdigit() and int(trials) >= 1
-        if name != "ours" and not (tool in ("heretic", "ours") and counted):
-            raise ValueError(f"unknown contestant {name}: want ours, heretic-N or ours-N, N at least 1")
+        if name != "ours" and not (tool in ("ours", *PEERS) and counted):
+            tools = ", ".join(f"{one}-N" for one in PEERS)
+            raise ValueError(f"unknown contestant {name}: want ours, ours-N, {tools}, N at least 1")
     if given.threads < 1:
         raise ValueError(f"--threads is {given.threads}: want at least 1")
+    if given.one_bos and real.NAME in given.organisms:
+        raise ValueError("--one-bos is of organisms: the real model's tokenizer adds no BOS")
     if given.publish and given.quick:
         raise ValueError("--quick is no result: leave out --publish")
 

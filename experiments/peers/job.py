@@ -29,6 +29,12 @@ class Job:
     threads: Mapping[str, str]
     """Environment that fixes the number of threads and keeps off the network."""
     dtype: str = "float32"
+    markers: tuple[str, ...] = ()
+    """Refusal phrases of the model that a peer's own list does not know."""
+    judge: str = "judge"
+    """The module here that judges the exports."""
+    judged_tokens: int = 32
+    """Tokens of a response before the judge."""
 
     def source(self, stem: str) -> Path:
         """The file of one set of prompts, as an absolute path."""
@@ -48,12 +54,16 @@ class Outcome:
     """The name of the point that the contestant chose or shows first."""
     report_seconds: float = 0.0
     """Of the whole job, what came after the export: a report on the test split."""
+    search_processor_seconds: float | None = None
+    """Of the job's processor time, the search's; None where it cannot be read."""
 
     def to_json(self) -> dict[str, Any]:
         """As job.json keeps it."""
         return {
             "wall_seconds": self.job.wall_seconds,
+            "processor_seconds": self.job.processor_seconds,
             "search_seconds": self.search_seconds,
+            "search_processor_seconds": self.search_processor_seconds,
             "peak_bytes": self.job.peak_bytes,
             "front": {name: dict(point) for name, point in self.front.items()},
             "chosen": self.chosen,

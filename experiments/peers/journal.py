@@ -1,24 +1,22 @@
-"""Heretic's study, read from the Optuna journal that it keeps.
+"""The study of Heretic or of a tool made from it, read from the Optuna journal that it keeps.
 
-Every finished trial carries what Heretic counted of it as user attributes: `refusals` among `n_bad_prompts` evaluation
-prompts and the first-token `kl_divergence` over the good ones. Its menu offers the trials that no other beats in one of
-the two without losing in the other, by rising refusals.
+Every finished trial carries what the tool counted of it as user attributes: `index`, its number in the menu, `refusals`
+among the target val prompts, and the first-token `kl_divergence` over the neutral ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
-class HereticTrial:
-    """One finished trial, as Heretic itself counted it on the val prompts."""
+class PeerTrial:
+    """One finished trial, as the tool itself counted it on the val prompts."""
 
     index: int
-    """Its number in Heretic's menu, from 1."""
+    """Its number in the menu, from 1."""
     refusals: int
     n: int
     """Target prompts among which the refusals were counted."""
@@ -31,16 +29,28 @@ class HereticTrial:
 
 
 @dataclass(frozen=True)
-class HereticStudy:
+class PeerStudy:
     """The finished trials and how long the search took."""
 
-    trials: tuple[HereticTrial, ...]
-    search_seconds: float
-    """From the start of the first trial to the end of the last."""
+    trials: tuple[PeerTrial, ...]
+    start: float
+    """When the first trial began, in seconds since the epoch."""
+    end: float
+    """When the last one ended."""
+
+    @property
+    def search_seconds(self) -> float:
+        """From the start of the first trial to the end of the last."""
+        return self.end - self.start
+
+    def trial(self, index: int) -> PeerTrial:
+        """The trial of that number."""
+        (found,) = (one for one in self.trials if one.index == index)
+        return found
 
 
-def read_journal(journal: Path) -> HereticStudy:
-    """The study in `journal`; ValueError where it holds no finished trial."""
+def read_journal(journal: Path, n: int) -> PeerStudy:
+    """The study in `journal` of refusals among `n` prompts; ValueError where it holds no finished trial."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -56,19 +66,8 @@ def read_journal(journal: Path) -> HereticStudy:
         raise ValueError(f"{journal} holds no finished trial")
     starts = [trial.datetime_start for trial in found if trial.datetime_start is not None]
     ends = [trial.datetime_complete for trial in found if trial.datetime_complete is not None]
-    return HereticStudy(tuple(_trial(one.user_attrs) for one in found), (max(ends) - min(starts)).total_seconds())
+    return PeerStudy(tuple(_trial(one.user_attrs, n) for one in found), min(starts).timestamp(), max(ends).timestamp())
 
 
-def pareto_list(trials: Sequence[HereticTrial]) -> list[HereticTrial]:
-    """The trials of Heretic's menu, in its order: rising refusals, falling KL; of equal ones the first."""
-    front: list[HereticTrial] = []
-    for trial in sorted(trials, key=lambda one: (one.refusals, one.kl_first_token, one.index)):
-        if not front or trial.kl_first_token < front[-1].kl_first_token:
-            front.append(trial)
-    return front
-
-
-def _trial(attributes: dict[str, Any]) -> HereticTrial:
-    return HereticTrial(
-        attributes["index"], attributes["refusals"], attributes["n_bad_prompts"], attributes["kl_divergence"]
-    )
+def _trial(attributes: dict[str, Any], n: int) -> PeerTrial:
+    return PeerTrial(attributes["index"], attributes["refusals"], n, attributes["kl_divergence"])

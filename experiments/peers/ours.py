@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.peers.heretic import startup_trials
 from experiments.peers.job import Contestant, Job, Outcome, Tick
+from experiments.peers.menus import startup_trials
 from experiments.peers.organisms import OURS
 from experiments.peers.process import run_timed
 
@@ -41,7 +41,9 @@ class Ours(Contestant):
         results = read_results(folder / "run")
         front = {point["source"]: _claimed(point) for point in results["pareto"]}
         timing = results["timing"]
-        return Outcome(done, timing["search"], front, chosen_name(results), timing["evaluate"])
+        searched = (folder / "run" / "edit.json").stat().st_mtime  # written when the search ends
+        processor = done.processor_between(searched - timing["search"], searched)
+        return Outcome(done, timing["search"], front, chosen_name(results), timing["evaluate"], processor)
 
     def export_front(self, job: Job, folder: Path, tick: Tick) -> dict[str, Path]:
         """The points of the run's front."""

@@ -1,7 +1,8 @@
-"""One command as a whole process: wall time, peak memory, log."""
+"""One command as a whole process: wall time, processor time, peak memory, log."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,8 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 POLL_SECONDS = 0.05
 """How often a running command is looked at; wall time is never too long by more than this."""
+SAMPLE_SECONDS = 1.0
+"""How often the processor time of a running command is written down."""
+
+Sample = tuple[float, float]
+"""Seconds since the epoch, and the processor seconds that a process had used by then."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,14 @@ class Finished:
     """From the start of the process to its end, imports included."""
     peak_bytes: int
     """Largest resident memory of the process or of any child it waited for."""
+    processor_seconds: float = 0.0
+    """User and system time of the process and of the children it waited for: what a busy machine does not change."""
+    samples: tuple[Sample, ...] = ()
+    """Processor time while it ran, in order."""
+
+    def processor_between(self, start: float, end: float) -> float:
+        """Processor seconds between two moments in seconds since the epoch, interpolated between samples."""
+        return _used_by(self.samples, end) - _used_by(self.samples, start)
 
 
 class CommandError(Exception):
@@ -46,7 +62,7 @@ def run_timed(
     with tempfile.TemporaryFile() as given, log.open("wb") as output:
         given.write(answers.encode())
         given.seek(0)
-        start = time.perf_counter()
+        start, samples = time.perf_counter(), [(time.time(), 0.0)]
         process = subprocess.Popen(
             [str(part) for part in command],
             cwd=folder,
@@ -61,6 +77,8 @@ def run_timed(
                 if pid:
                     break
                 tick()
+                if time.time() - samples[-1][0] >= SAMPLE_SECONDS:
+                    samples.append((time.time(), _processor_seconds(process.pid)))
                 time.sleep(POLL_SECONDS)
         except BaseException:
             process.terminate()
@@ -70,7 +88,22 @@ def run_timed(
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise CommandError(f"{command[0]} ended with status {process.returncode}: {last_line(log)}; see {log}")
-    return Finished(wall, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    processor = usage.ru_utime + usage.ru_stime
+    samples.append((time.time(), processor))
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Finished(wall, peak, processor, tuple(samples))
+
+
+def _processor_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def _used_by(samples: Sequence[Sample], moment: float) -> float:
+    for (before, less), (after, more) in itertools.pairwise(samples):
+        if before <= moment <= after:
+            return less + (more - less) * (moment - before) / (after - before)
+    return samples[0][1] if moment < samples[0][0] else samples[-1][1]
 
 
 def last_line(log: Path) -> str:

@@ -43,6 +43,7 @@ from iconoclast_tl.architecture.sites import WRITERS, Component, Site, hook_name
 from iconoclast_tl.architecture.writers import known_writers
 from iconoclast_tl.execution.batch_size import BatchSize, fitting
 from iconoclast_tl.execution.batching import over_batches
+from iconoclast_tl.execution.shared_prefix import Prefix, rows_of, shared_prefix
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Say, Track, silent, unheard
 from iconoclast_tl.foundation.stage_config import Changeable, StageConfig
@@ -192,7 +193,12 @@ def collect_residuals(
     read_names = {c: [read_hook_name(Site(layer, c)) for layer in range(n_layers)] for c in sites}
     writes: dict[Component, ResidualStats] = {component: ResidualStats() for component in sites}
     reads: dict[Component, ResidualStats] = {component: ResidualStats() for component in sites}
-    read = _bridge_reader(model, twin.bridge, n_positions) if twin is not None else _module_reader(model, n_positions)
+    prefix = None if twin is not None else shared_prefix(model, rows, n_positions)
+    cached = 0 if prefix is None else len(prefix)
+    if twin is not None:
+        read = _bridge_reader(model, twin.bridge, n_positions)
+    else:
+        read = _module_reader(model, n_positions, prefix)
 
     def take(batch: TokenBatch) -> None:
         found = {name: tensor.cpu() for name, tensor in read(batch).items()}  # layers may lie on several devices
@@ -204,7 +210,8 @@ def collect_residuals(
             if len(inputs) == n_layers and len({tensor.shape for tensor in inputs}) == 1:
                 reads[component].update(torch.stack(inputs, dim=1))
 
-    over_batches(take, rows, model.pad_id, batch_size, track, description)
+    rest = [row[cached:] for row in rows]
+    over_batches(take, rest, model.pad_id, batch_size, track, description, cached)
     return AtWriters(
         {component: stats.stats() for component, stats in writes.items()},
         {component: stats.stats() for component, stats in reads.items() if stats.n},
@@ -234,10 +241,15 @@ def _bridge_reader(model: Model, bridge: Any, n_positions: int) -> Read:
     return read
 
 
-def _module_reader(model: Model, n_positions: int) -> Read:
+def _module_reader(model: Model, n_positions: int, prefix: Prefix | None = None) -> Read:
+    with torch.no_grad():
+        shared = None if prefix is None else prefix.cache(model)
+
     def read(batch: TokenBatch) -> dict[str, Tensor]:
-        with torch.no_grad(), _recording(model, len(batch.rows), n_positions) as found:
-            model.hf(**model.inputs(batch), logits_to_keep=1)
+        n = len(batch.rows)
+        cache = None if shared is None else rows_of(model, shared, torch.zeros(n, dtype=torch.long))
+        with torch.no_grad(), _recording(model, n, n_positions) as found:
+            model.hf(**model.inputs(batch), past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
         return found
 
     return read

@@ -29,8 +29,10 @@ def show(common: Common, result: Any, *tables: RenderableType) -> None:
 
 
 def note(line: str) -> None:
-    """Print a note to standard error."""
-    print(line, file=sys.stderr)
+    """Print a note to standard error, with the date where that is a log and no terminal."""
+    from iconoclast_tl.foundation.progress import dated
+
+    print(line if sys.stderr.isatty() else dated(line), file=sys.stderr, flush=True)
 
 
 @contextmanager

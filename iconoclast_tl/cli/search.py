@@ -32,7 +32,7 @@ def command(
         typer.Option("--warm-start/--no-warm-start", help="Of tpe: begin with a profile of the model's family."),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="iconoclast or heretic.")] = None,
-    choose: Annotated[str | None, typer.Option(help="lexicographic, knee or least-kl.")] = None,
+    choose: Annotated[str | None, typer.Option(help="interval (default), lexicographic, knee or least-kl.")] = None,
     take: Annotated[int | None, typer.Option(help="Take this trial or point, in place of the rule's.")] = None,
     max_rate: Annotated[float | None, typer.Option(help="Largest behaviour rate for least-kl.")] = None,
 ) -> None:

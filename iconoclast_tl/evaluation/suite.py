@@ -56,6 +56,10 @@ class EvaluationConfig(DetectorConfig):
         """How many tokens the sequence KL can cover."""
         return min(self.kl_tokens, self.max_new_tokens)
 
+    def shortened(self, tokens: int) -> EvaluationConfig:
+        """The same with a response budget of at most so many tokens."""
+        return self.model_copy(update={"max_new_tokens": min(self.max_new_tokens, tokens)})
+
     def require_possible(self) -> None:
         """Raise `UserError` for a corpus that does not exist, and for a budget beyond `max_new_tokens`."""
         for name in self.corpora:

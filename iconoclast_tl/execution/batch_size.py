@@ -20,7 +20,9 @@ from typing import Annotated, Final, Literal
 import torch
 from pydantic import Field
 
+from iconoclast_tl.execution.head import final_states, head_logits
 from iconoclast_tl.execution.memory import Meter
+from iconoclast_tl.execution.teacher_forcing import HELD
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.foundation.storage import write_json
 from iconoclast_tl.models.model import Model
@@ -34,6 +36,10 @@ UNMEASURED: Final = 32
 """Rows where memory cannot be measured."""
 SHARE: Final = 0.7
 """Of the free memory that a batch may take; the rest is for what grows beside it, and for fragments."""
+ON_CPU: Final = 0.6
+"""Of the size of the model's weights that a batch may take on the CPU, where more rows gain little beyond that."""
+LITTLE: Final = 256 * 2**20
+"""Bytes that a batch may take on the CPU in any case."""
 AGREES: Final = 0.1
 """Relative difference of two steps' b at which the line is followed."""
 NOISE: Final = 64 * 2**20
@@ -82,6 +88,10 @@ def fitting(model: Model, length: int, kept: int, track: Track = silent) -> Fit:
     if model.context_length is not None:
         length = min(length, model.context_length)
     meter = Meter(devices)
+    if {device.type for device in devices} == {"cpu"}:
+        row, most = row_bytes(model, length), max(ON_CPU * _weight_bytes(model), LITTLE)
+        if most <= SHARE * meter.free:
+            return Fit(Line(0.0, row).rows(int(most / SHARE)), row, meter.free)
     key = _key(model, length, kept)
     line = _remembered(key)
     if line is None:
@@ -90,6 +100,20 @@ def fitting(model: Model, length: int, kept: int, track: Track = silent) -> Fit:
         if line.lasting:
             _remember(key, line)
     return Fit(line.rows(meter.free), line.per_row, meter.free)
+
+
+def row_bytes(model: Model, length: int) -> float:
+    """About what a row of `length` tokens takes: keys and values of every layer, and what is computed in one."""
+    config, hf = model.hf.config.get_text_config(), model.hf
+    heads = getattr(config, "num_attention_heads", 1)
+    of_keys = (getattr(config, "num_key_value_heads", None) or heads) / heads * model.d_model
+    inner = getattr(config, "intermediate_size", None) or 4 * model.d_model
+    numbers = 2 * of_keys * model.n_layers + 4 * model.d_model + 3 * inner
+    return float(length * numbers * hf.dtype.itemsize)
+
+
+def _weight_bytes(model: Model) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.hf.parameters())
 
 
 def measure_line(peak: Callable[[int], int], free: int, track: Track = silent) -> Line:
@@ -135,8 +159,8 @@ def _agree(used: list[int]) -> bool:
 def _pass(model: Model, rows: int, length: int, kept: int) -> None:
     ids = torch.full((rows, length), 1)
     batch = TokenBatch(tuple(range(rows)), ids, torch.ones_like(ids))
-    logits = model.hf(**model.inputs(batch), use_cache=True, logits_to_keep=kept).logits.float()
-    found = logits.log_softmax(-1)
+    states = final_states(model, {**model.inputs(batch), "use_cache": True}, kept)
+    found = head_logits(model, states.reshape(-1, states.shape[-1])[:HELD]).log_softmax(-1)
     (found.exp() * found).sum(-1)  # as KL(base ‖ edited) holds the base's beside these
 
 

@@ -63,9 +63,13 @@ def over_batches(
     batch_size: int,
     track: Track = silent,
     description: str = "",
+    cached: int = 0,
 ) -> None:
-    """Call `work` on left-padded batches of rows of similar length, longest first; see `Room.over`."""
+    """Call `work` on left-padded batches of rows of similar length, longest first; see `Room.over`.
+
+    cached: tokens of every row that a cache holds already, and that are not in `rows`.
+    """
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     Room(batch_size).over(
-        order, lambda where: work(left_pad([rows[row] for row in where], pad_id, where)), track, description
+        order, lambda where: work(left_pad([rows[row] for row in where], pad_id, where, cached)), track, description
     )

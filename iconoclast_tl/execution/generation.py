@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iconoclast_tl.execution.batching import over_batches
 from iconoclast_tl.execution.candidates import BatchCandidates
+from iconoclast_tl.execution.shared_prefix import rows_of, shared_prefix
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import TokenBatch, Tokens
@@ -65,13 +66,15 @@ def generate(
     Sampling settings that came with the model are not used.
     """
     responses: dict[int, Response] = {}
+    start = _Start(model, rows, lanes)
 
     def continue_batch(batch: TokenBatch) -> None:
         assigned = None if lanes is None else torch.tensor([lanes.candidates[row] for row in batch.rows])
-        loop = _Greedy(model, batch, max_new_tokens, None if lanes is None else lanes.rows, assigned)
+        cache = start.cache(len(batch.rows), assigned)
+        loop = _Greedy(model, batch, max_new_tokens, None if lanes is None else lanes.rows, assigned, cache)
         responses.update(zip(batch.rows, loop.run(decided), strict=True))
 
-    over_batches(continue_batch, rows, model.pad_id, batch_size, track, description)
+    over_batches(continue_batch, start.rows, model.pad_id, batch_size, track, description, start.cached)
     return [responses[row] for row in range(len(rows))]
 
 
@@ -81,6 +84,31 @@ def end_tokens(model: Model) -> list[int]:
     if found is None:
         found = model.tokenizer.eos_token_id
     return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+class _Start:
+    """Where generation starts: rows without what all share, whose keys and values are computed once."""
+
+    def __init__(self, model: Model, rows: Sequence[Tokens], lanes: Lanes | None) -> None:
+        self._model, self._lanes = model, lanes
+        if lanes is not None:
+            lanes.rows.candidates = None  # a pass that compares two ways has rows of its own
+        prefix = shared_prefix(model, rows) if rows else None
+        self.cached = 0 if prefix is None else len(prefix)
+        self.rows = [row[self.cached :] for row in rows]
+        self._cache = None
+        if prefix is not None:
+            n = 1 if lanes is None else max(lanes.candidates) + 1
+            with torch.no_grad():
+                self._cache = prefix.cache(model, None if lanes is None else lanes.rows, n)
+
+    def cache(self, n: int, candidates: Int[Tensor, "batch"] | None) -> Any:
+        """Of n rows of these candidates; empty where they share nothing."""
+        from transformers import DynamicCache
+
+        if self._cache is None:
+            return DynamicCache(config=self._model.hf.config)
+        return rows_of(self._model, self._cache, torch.zeros(n, dtype=torch.long) if candidates is None else candidates)
 
 
 class _Greedy:
@@ -93,12 +121,11 @@ class _Greedy:
         max_new_tokens: int,
         rows: BatchCandidates | None,
         candidates: Int[Tensor, "batch"] | None,
+        cache: Any,
     ) -> None:
-        from transformers import DynamicCache
-
         self._model, self._budget, self._rows = model, max_new_tokens, rows
         self._inputs: dict[str, Any] = model.inputs(batch)
-        self._cache = DynamicCache(config=model.hf.config)
+        self._cache = cache
         self._said: list[list[int]] = [[] for _ in batch.rows]
         self._where = torch.arange(len(batch.rows))
         self._going = torch.ones(len(batch.rows), dtype=torch.bool)

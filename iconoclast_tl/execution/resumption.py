@@ -42,8 +42,8 @@ class _Reached(Exception):  # noqa: N818 - no error: what ends a pass that has n
 
 
 @torch.no_grad()
-def entering(model: Model, batch: TokenBatch, layer: int) -> Entering:
-    """Run a batch up to `layer` and keep what enters that layer."""
+def entering(model: Model, batch: TokenBatch, layer: int, cache: Any = None) -> Entering:
+    """Run a batch up to `layer` and keep what enters that layer. cache: of the tokens that come before the batch's."""
 
     def stop(module: Any, args: Any, kwargs: Any) -> None:
         raise _Reached(
@@ -52,7 +52,7 @@ def entering(model: Model, batch: TokenBatch, layer: int) -> Entering:
 
     handle = decoder_layers(model.hf)[layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        model.hf(**model.inputs(batch), logits_to_keep=1, use_cache=False)
+        model.hf(**model.inputs(batch), logits_to_keep=1, past_key_values=cache, use_cache=cache is not None)
     except _Reached as reached:
         return Entering(layer, reached.states)
     finally:
@@ -67,6 +67,8 @@ def starting_at(model: Model, kept: Entering) -> Iterator[None]:
 
     def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
+
+    pass_on.hands_through = True  # type: ignore[attr-defined]  # `token_passes` does not count these layers
 
     def replace(module: Any, args: Any, kwargs: Any) -> Any:
         if args:

@@ -1,7 +1,8 @@
 """Prompts with given continuations, laid out so that one slice of the logits holds all predictions.
 
-Where only layers from some layer on are edited, what enters that layer is the same for every strength: `entered` keeps
-it, and the layers below are not run again. Where a changed model repeats a response, `repeated` tells so.
+What all prompts begin with may be run once for all rows (`shared_prefix`). Where only layers from some layer on are
+edited, what enters that layer is the same for every strength: `entered` keeps it, and the layers below are not run
+again. Where a changed model repeats a response, `repeated` tells so.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from iconoclast_tl.execution.batching import Room
+from iconoclast_tl.execution.candidates import BatchCandidates
+from iconoclast_tl.execution.head import final_states, head_logits
 from iconoclast_tl.execution.resumption import Entering, entering, starting_at
+from iconoclast_tl.execution.shared_prefix import Prefix, rows_of, shared_prefix
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import TokenBatch, Tokens
+
+HELD = 256
+"""Positions whose logits are held at once, where their likeliest token alone is wanted."""
 
 
 @dataclass(frozen=True)
@@ -25,30 +32,33 @@ class Forced:
     """Prompts padded on the left, continuations on the right; the j-th of the last k positions predicts token j."""
 
     batch: TokenBatch
+    """Without the prefix."""
     tokens: Int[Tensor, "batch k"]
     """The continuations; the padding token where one is shorter."""
     real: Bool[Tensor, "batch k"]
     """Where a continuation has a token (column 0 always counts)."""
     entering: Entering | None = None
     """What enters the layer from which to run; None: run all layers."""
+    prefix: Prefix | None = None
+    """What stands before every row."""
 
     def take(self, rows: Int[Tensor, "taken"], times: int = 1) -> Forced:
         """These rows, in this order, `times` over, without the columns that none of them fills: k may become less."""
         k = int(self.real[rows].any(0).sum())
         rows = rows.repeat(times)
         columns = slice(int(self.batch.attention_mask[rows].any(0).int().argmax()), self._width(k))
-        part = TokenBatch(
-            tuple(range(len(rows))), self.batch.input_ids[rows, columns], self.batch.attention_mask[rows, columns]
-        )
+        ids, mask = (tensor[rows, columns] for tensor in (self.batch.input_ids, self.batch.attention_mask))
+        part = TokenBatch(tuple(range(len(rows))), ids, mask, self.batch.cached)
         kept = None if self.entering is None else self.entering.take(rows, columns)
-        return Forced(part, self.tokens[rows, :k], self.real[rows, :k], kept)
+        return Forced(part, self.tokens[rows, :k], self.real[rows, :k], kept, self.prefix)
 
     def beginning(self, k: int) -> Forced:
         """The first k tokens of every continuation."""
         width = self._width(k)
-        part = TokenBatch(self.batch.rows, self.batch.input_ids[:, :width], self.batch.attention_mask[:, :width])
+        ids, mask = (tensor[:, :width] for tensor in (self.batch.input_ids, self.batch.attention_mask))
+        part = TokenBatch(self.batch.rows, ids, mask, self.batch.cached)
         kept = self.entering and Entering(self.entering.layer, self.entering.states[:, :width])
-        return Forced(part, self.tokens[:, :k], self.real[:, :k], kept)
+        return Forced(part, self.tokens[:, :k], self.real[:, :k], kept, self.prefix)
 
     @property
     def by_length(self) -> Int[Tensor, "batch"]:
@@ -59,13 +69,24 @@ class Forced:
         """The columns that k tokens need."""
         return self.batch.input_ids.shape[1] - max(self.tokens.shape[1] - k, 0)
 
-    def repeated_by(self, logits: Float[Tensor, "batch k vocab"]) -> Bool[Tensor, "batch"]:
+    def repeated_by(self, likeliest: Int[Tensor, "batch k"]) -> Bool[Tensor, "batch"]:
         """Whether greedy decoding with these predictions says the continuation again, token for token."""
-        return ((logits.argmax(-1).cpu() == self.tokens) | ~self.real).all(-1)
+        return ((likeliest.cpu() == self.tokens) | ~self.real).all(-1)
 
 
-def force(rows: Sequence[Tokens], continuations: Sequence[Sequence[int]], k: int, pad_id: int) -> Forced:
-    """Lay out prompts with up to k tokens of their continuations; the k-th is predicted and not fed."""
+def force(
+    rows: Sequence[Tokens],
+    continuations: Sequence[Sequence[int]],
+    k: int,
+    pad_id: int,
+    prefix: Prefix | None = None,
+) -> Forced:
+    """Lay out prompts with up to k tokens of their continuations; the k-th is predicted and not fed.
+
+    prefix: what all prompts begin with, which is run once for all rows.
+    """
+    cached = 0 if prefix is None else len(prefix)
+    rows = [row[cached:] for row in rows]
     width = max(len(prompt) for prompt in rows)
     ids, mask, tokens, real = [], [], [], []
     for prompt, continuation in zip(rows, continuations, strict=True):
@@ -76,20 +97,26 @@ def force(rows: Sequence[Tokens], continuations: Sequence[Sequence[int]], k: int
         mask.append([0] * left + [1] * (len(prompt) + len(fed)) + [0] * right)
         tokens.append(kept + [pad_id] * (k - len(kept)))
         real.append([index < max(len(kept), 1) for index in range(k)])
-    batch = TokenBatch(tuple(range(len(rows))), torch.tensor(ids), torch.tensor(mask))
-    return Forced(batch, torch.tensor(tokens), torch.tensor(real))
+    batch = TokenBatch(tuple(range(len(rows))), torch.tensor(ids), torch.tensor(mask), cached)
+    return Forced(batch, torch.tensor(tokens), torch.tensor(real), prefix=prefix)
 
 
 def entered(model: Model, forced: Forced, layer: int, batch_size: int) -> Forced:
     """The same, to be run from `layer` on; no hooks may be on. Keeps n · pos · d_model values of the model's dtype."""
     if layer == 0:
         return forced
+    whole, prefix = forced.batch, forced.prefix
+    with torch.no_grad():
+        cache = None if prefix is None else prefix.cache(model)
 
     def enter(rows: Tensor) -> Entering:
-        return entering(model, TokenBatch((), forced.batch.input_ids[rows], forced.batch.attention_mask[rows]), layer)
+        batch = TokenBatch((), whole.input_ids[rows], whole.attention_mask[rows], whole.cached)
+        own = None if cache is None else rows_of(model, cache, torch.zeros(len(rows), dtype=torch.long))
+        return entering(model, batch, layer, own)
 
     found = Room(batch_size).over(torch.arange(len(forced.tokens)), enter)
-    return replace(forced, entering=Entering(layer, torch.cat([one.states for one in found])))
+    states = Entering(layer, torch.cat([one.states for one in found]))
+    return replace(forced, entering=states, prefix=prefix and prefix.entered(model, layer))
 
 
 @torch.no_grad()
@@ -100,12 +127,13 @@ def repeated(
 
     One forward pass in the place of one a token. Exact but for ties within rounding, since batches differ.
     """
-    forced = force(rows, responses, max(len(response) for response in responses), model.pad_id)
+    longest = max(len(response) for response in responses)
+    forced = force(rows, responses, longest, model.pad_id, shared_prefix(model, rows))
     found = torch.zeros(len(rows), dtype=torch.bool)
 
     def check(part: Tensor) -> None:
         taken = forced.take(part)
-        found[part] = taken.repeated_by(forced_logits(model, taken))
+        found[part] = taken.repeated_by(likeliest(model, forced_states(model, taken)))
 
     Room(batch_size).over(forced.by_length, check)
     return found
@@ -113,7 +141,28 @@ def repeated(
 
 def forced_logits(model: Model, forced: Forced) -> Float[Tensor, "batch k vocab"]:
     """The model's predictions of the continuations, float32, under whatever hooks are on; gradients are kept."""
-    k = forced.tokens.shape[1]
+    return head_logits(model, forced_states(model, forced))
+
+
+def forced_states(
+    model: Model, forced: Forced, assigned: BatchCandidates | None = None, candidates: int = 1
+) -> Float[Tensor, "batch k d"]:
+    """The final states from which the continuations are predicted, for `head.head_logits`; gradients are kept.
+
+    assigned: where the hooks hold several candidates, which row belongs to which.
+    """
+    inputs, cache = model.inputs(forced.batch), None
+    if forced.prefix is not None:
+        own = None if assigned is None else assigned.candidates
+        own = torch.zeros(len(forced.tokens), dtype=torch.long) if own is None else own
+        cache = rows_of(model, forced.prefix.cache(model, assigned, candidates), own)
     with nullcontext() if forced.entering is None else starting_at(model, forced.entering):
-        logits: Tensor = model.hf(**model.inputs(forced.batch), logits_to_keep=k, use_cache=False).logits
-    return logits.float()
+        given = {**inputs, "past_key_values": cache, "use_cache": cache is not None}
+        return final_states(model, given, forced.tokens.shape[1])
+
+
+def likeliest(model: Model, states: Float[Tensor, "batch k d"]) -> Int[Tensor, "batch k"]:
+    """The likeliest token at every position; logits of few positions at a time are held."""
+    flat = states.reshape(-1, states.shape[-1])
+    found = [head_logits(model, part).argmax(-1) for part in torch.split(flat, HELD)]
+    return torch.cat(found).reshape(states.shape[:-1])

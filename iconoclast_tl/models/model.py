@@ -144,7 +144,7 @@ class Model:
         `position_ids` start at each row's first real token; architectures that count positions from the mask or have
         none (ALiBi) do not take them.
         """
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.whole_mask}
         if "position_ids" in inspect.signature(self.hf.forward).parameters:
             inputs["position_ids"] = batch.position_ids
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}

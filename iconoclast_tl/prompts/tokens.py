@@ -23,19 +23,28 @@ class TokenBatch:
     """Where each row stood in the list that was batched."""
     input_ids: Int[Tensor, "batch pos"]
     attention_mask: Int[Tensor, "batch pos"]
+    cached: int = 0
+    """Tokens that come before the first column of every row, and whose keys and values a cache holds."""
 
     @property
     def position_ids(self) -> Int[Tensor, "batch pos"]:
-        """0 at each row's first real token, so that padding does not shift positions."""
-        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        """`cached` at each row's first real token, so that padding does not shift positions."""
+        return self.cached + (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    @property
+    def whole_mask(self) -> Int[Tensor, "batch cached_and_pos"]:
+        """The attention mask with what is cached."""
+        if not self.cached:
+            return self.attention_mask
+        return torch.cat([self.attention_mask.new_ones(len(self.input_ids), self.cached), self.attention_mask], dim=1)
 
 
-def left_pad(rows: Sequence[Tokens], pad_id: int, where: Sequence[int] | None = None) -> TokenBatch:
-    """Pad token rows on the left to the longest."""
+def left_pad(rows: Sequence[Tokens], pad_id: int, where: Sequence[int] | None = None, cached: int = 0) -> TokenBatch:
+    """Pad token rows on the left to the longest. cached: tokens of each that a cache holds already, not in `rows`."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
-    return TokenBatch(tuple(where if where is not None else range(len(rows))), ids, mask)
+    return TokenBatch(tuple(where if where is not None else range(len(rows))), ids, mask, cached)
 
 
 def require_context(rows: Sequence[Tokens], new_tokens: int, context_length: int | None) -> None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from iconoclast_tl.execution.head import is_separate
 from iconoclast_tl.execution.teacher_forcing import force, forced_logits
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.model import Model
@@ -35,6 +36,7 @@ class LogitDifference:
                 mend="use another score, such as log-odds",
             )
         self.model, self.rising, self.falling = model, rising, falling
+        is_separate(model)  # found out now, while no hooks are on
         self._forced = force(prompts, [(model.pad_id,)] * len(prompts), 1, model.pad_id)
 
     def ask(self, prompts: Int[Tensor, "n"]) -> ScoreBatch:

@@ -34,10 +34,9 @@ class Tree:
     leaf_prompt: Int[Tensor, "leaf"]
 
 
-def tree_log_odds(logits: Float[Tensor, "candidate row k vocab"], tree: Tree, n: int) -> Float[Tensor, "candidate n"]:
-    """The formula above, for each of n prompts under each candidate."""
-    device = logits.device
-    at = logits[:, tree.row.to(device), tree.depth.to(device)]
+def tree_log_odds(at: Float[Tensor, "candidate node vocab"], tree: Tree, n: int) -> Float[Tensor, "candidate n"]:
+    """The formula above, for each of n prompts under each candidate, from the logits at every node."""
+    device = at.device
     edge_node, edge_token = tree.edge_node.to(device), tree.edge_token.to(device)
     total = at.logsumexp(-1)
     edges = at[:, edge_node, edge_token] - total[:, edge_node]

@@ -8,6 +8,7 @@ An innocent response that turns up later lengthens the prefixes again. Those of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,11 @@ class Prefixes:
         leaves = [_prefix_free(prefixes | shared or {common}) for prefixes in cut]
         rows = [(prompt, row) for prompt, prefixes in enumerate(leaves) for row in _fed(prefixes)]
         return Layout(rows, leaves)
+
+    def common(self, n: int) -> list[tuple[TokenPrefix, int]]:
+        """The prefixes that open the behaviour, cut as they are scored, with how many prompts have each; most first."""
+        counts = Counter(prefix for prefixes in self._opening for prefix in {self._cut(one) for one in prefixes})
+        return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:n]
 
     def to_json(self) -> dict[str, Any]:
         """All that was added, of innocent prefixes the longest."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from iconoclast_tl.architecture.layers import decoder_layers
 from iconoclast_tl.architecture.reading import widened
+from iconoclast_tl.execution.head import is_separate
 from iconoclast_tl.execution.teacher_forcing import force, forced_logits
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import Tokens
@@ -25,6 +26,7 @@ class Projection:
     def __init__(self, model: Model, prompts: Sequence[Tokens], direction: Float[Tensor, "d_model"]) -> None:
         """direction: a unit vector."""
         self.model, self.direction = model, direction
+        is_separate(model)  # found out now, while no hooks are on
         self._forced = force(prompts, [(model.pad_id,)] * len(prompts), 1, model.pad_id)
 
     def ask(self, prompts: Int[Tensor, "n"]) -> ScoreBatch:

@@ -33,6 +33,8 @@ def by_gradient(job: Job) -> Found:
             scores=scores,
             proxy_rate=point.proxy_rate,
             train_rate=point.said.behaviour_rate,
+            train_broken_rate=point.said.broken_rate,
+            train_n=point.said.n,
         )
         for number, (point, scores) in enumerate(zip(points, confirmed, strict=True))
         if scores is not None
@@ -44,6 +46,8 @@ def _confirmed(job: Job, points: Sequence[Point], about: dict[str, Any]) -> dict
     """`about` with the val scores of the proxy's front, None for all other points."""
     front = proxy_front(points, job.config.goal)
     edits = [job.source.build(points[number].spec) for number in front]
+    n = [len(job.val.suite[side].rows) for side in ("target", "neutral")]
+    job.say(f"confirming {len(front)} of {len(points)} points on val: {n[0]} target and {n[1]} neutral prompts")
     found = dict(zip(front, job.objective.confirm(edits, job.config.goal, job.config.kl), strict=True))
     scores = [found.get(number) for number in range(len(points))]
     _warn_of_no_gain(job, scores)
@@ -61,7 +65,9 @@ def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
     config = job.config.gradient
     _ = job.objective  # a val split on which nothing can be found is reported before the sweep
     tokens = job.first_tokens()
-    proxy = job.new_proxy(job.scored_tokens(tokens))
+    proxy = job.new_proxy(None if tokens is None else tokens.ids)
+    if tokens is None:
+        job.say_how_it_begins(proxy)
     competing = families(job.source, job.config.space, job.affine, job.sites)
     about = {
         "method": "gradient",
@@ -69,7 +75,8 @@ def _traced(job: Job, kept: Trace | None) -> tuple[Trace, dict[str, Any]]:
         "profile": config.profile,
         "objective": config.objective,
         "families": len(competing),
-        "first_tokens": tokens.to_json(),
+        "max_new_tokens": job.val.config.max_new_tokens,
+        **({} if tokens is None else {"first_tokens": tokens.to_json()}),
     }
     sweep = PriceSweep(
         Solver(proxy, job.config.goal, config, job.seed, _n_heads(job)),

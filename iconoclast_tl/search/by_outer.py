@@ -36,7 +36,7 @@ def by_outer(job: Job) -> Found:
 
     def score(batch: Sequence[Choices]) -> list[TrialOutcome]:
         if not inner:
-            new_proxy = partial(job.new_proxy, job.scored_tokens(job.first_tokens()))
+            new_proxy = partial(job.new_proxy, None if (tokens := job.first_tokens()) is None else tokens.ids)
             inner.append(OuterStudy(new_proxy, job.source, job.config, job.seed, job.objective))
         return inner[0].score(batch)
 

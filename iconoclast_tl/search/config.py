@@ -56,8 +56,8 @@ class GradientConfig(StageConfig):
     """Let strengths change sign: from -bound to bound."""
     survivors: int = Field(4, ge=1)
     """Candidate directions that are left after screening."""
-    refine_steps: int = Field(4, ge=0)
-    """Steps in which the survivors compete, in one batch; halfway the worse half of them is dropped."""
+    refine_steps: int = Field(6, ge=0)
+    """Steps in which the survivors compete, in one batch; after a third of them the worse half is dropped."""
     objective: Literal["sequence", "first_token"] = "sequence"
     """Log-odds of the token prefixes that open the behaviour, or of the first tokens that rise."""
 
@@ -111,6 +111,9 @@ class SearchConfig(StageConfig):
     """The first trials of `tpe` are those of a profile of the model's family, by `config.model_type`."""
     batch_trials: int = Field(1, ge=1)
     """Trials whose edits run in one batch of the model."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Tokens of a response to train and val prompts, at most `evaluation.max_new_tokens`: labels are mostly decided
+    within twenty."""
     kl: KlKind = "sequence"
     """The divergence by which candidates are compared: over the base's continuation, or at its first token only. The
     search by gradient always prices the one over the continuation."""
@@ -120,7 +123,7 @@ class SearchConfig(StageConfig):
     """The search by gradient, and what `outer` solves in every trial."""
     outer: OuterConfig = OuterConfig()
     """The outer study."""
-    choose: Annotated[Rule, Changeable] = "lexicographic"
+    choose: Annotated[Rule, Changeable] = "interval"
     """How the edit is taken from the candidates."""
     take: Annotated[int | None, Changeable] = Field(None, ge=0)
     """Take this candidate (the number of a trial or point) in place of the rule's."""

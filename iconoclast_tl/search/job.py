@@ -27,6 +27,11 @@ from iconoclast_tl.search.pareto import Candidate, choose, pareto_front, take
 from iconoclast_tl.search.proxy import Proxy
 from iconoclast_tl.search.warm_start import WarmStart
 
+BEGINNINGS = 4
+"""Beginnings of responses that a user is told."""
+UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer writes for a token that is only a part of a character."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -63,30 +68,32 @@ class Job:
         require_open(self.train, "train", self.config.goal)
         return Proxy(self.train, self.sites, self.scores.temperature, tokens)
 
-    def first_tokens(self) -> FirstTokens:
-        """The first tokens of the behaviour; says which they are, and how well they tell the sides apart."""
-        tokens = first_tokens(self.train, self.scores.tokens)
-        if not len(tokens.ids):
-            self.say("no first token is likelier on target prompts than on neutral ones")
-            return tokens
-        self.say(f"first tokens of the behaviour: {' '.join(map(repr, tokens.words))} (AUROC {tokens.auroc:.2f})")
-        if tokens.auroc < 0.6:
-            self.say("warning: the first token of a response hardly tells target from neutral prompts")
-        return tokens
-
-    def scored_tokens(self, tokens: FirstTokens) -> Int[Tensor, "t"] | None:
-        """The tokens that the proxy scores; None where it scores whole beginnings of responses.
+    def first_tokens(self) -> FirstTokens | None:
+        """The tokens that the proxy scores, and says which; None where it scores whole beginnings of responses.
 
         Raises `UserError` where first tokens are to be scored and there are none.
         """
         if self.config.gradient.objective == "sequence":
             return None
+        tokens = first_tokens(self.train, self.scores.tokens)
         if not len(tokens.ids):
             raise UserError(
                 "no first token is likelier on target prompts than on neutral ones",
                 mend="use search.gradient.objective=sequence, or name them in scores.tokens",
             )
-        return tokens.ids
+        words = " ".join(repr(word) for word in tokens.words if UNDECODABLE not in word)
+        self.say(f"the behaviour is scored by the first token of a response: {words} (AUROC {tokens.auroc:.2f})")
+        if tokens.auroc < 0.6:
+            self.say("warning: the first token of a response hardly tells target from neutral prompts")
+        return tokens
+
+    def say_how_it_begins(self, proxy: Proxy) -> None:
+        """Say how many train prompts show the behaviour, and by which beginnings of responses it is known."""
+        shows = self.train.shows["target"]
+        decode = self.train.model.tokenizer.decode
+        texts = [(decode(list(prefix)).strip(), n) for prefix, n in proxy.prefixes.common(BEGINNINGS)]
+        known = ", ".join(f'"{text}" ({n})' for text, n in texts if text and UNDECODABLE not in text)
+        self.say(f"{sum(shows)} of {len(shows)} train prompts show the behaviour; their responses begin {known}")
 
     def found(self, candidates: Sequence[Candidate], about: Mapping[str, Any]) -> Found:
         """What this search found: candidates that were generated from on val, and what results.json says of them."""

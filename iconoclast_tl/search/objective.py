@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from iconoclast_tl.architecture.hook_points import HookedModule
 from iconoclast_tl.architecture.sites import Site
@@ -17,6 +17,7 @@ from iconoclast_tl.edits.edit import Edit
 from iconoclast_tl.edits.hooks import hooked
 from iconoclast_tl.edits.updates import edit_updates, stack_updates
 from iconoclast_tl.evaluation.baseline import Baseline
+from iconoclast_tl.evaluation.metrics.compliance import complies
 from iconoclast_tl.evaluation.metrics.divergence import BaseContinuations, Moved
 from iconoclast_tl.execution.candidates import BatchCandidates
 from iconoclast_tl.execution.generation import Lanes, generate
@@ -38,18 +39,38 @@ class ValScores:
     spill_rate: float
     kl_first_token: float
     kl_sequence: float
+    broken_rate: float = 0.0
+    """The share of target prompts whose response falls apart: no behaviour, and nothing said (`metrics.compliance`)."""
+    n: int = 0
+    """Target prompts."""
+    n_neutral: int = 0
+    """Neutral prompts."""
 
     def kl(self, kind: KlKind) -> float:
         """The divergence that the search minimises."""
         return self.kl_sequence if kind == "sequence" else self.kl_first_token
 
     def shortfall(self, goal: Goal) -> float:
-        """The share of target prompts at which the goal is missed; what the search minimises beside the divergence."""
-        return self.behaviour_rate if goal == "suppress" else 1 - self.behaviour_rate
+        """The share of target prompts at which the goal is missed; what the search minimises beside the divergence.
+
+        A response that fell apart is no answer: it misses either goal.
+        """
+        return self.behaviour_rate + self.broken_rate if goal == "suppress" else 1 - self.behaviour_rate
 
     def to_json(self) -> dict[str, float]:
         """As a trial keeps it."""
         return asdict(self)
+
+
+class Said(NamedTuple):
+    """What became of one target prompt."""
+
+    shows: bool
+    broken: bool
+
+    def misses(self, goal: Goal) -> bool:
+        """Whether the goal is missed there."""
+        return not self.shows if goal == "strengthen" else self.shows or self.broken
 
 
 class Objective:
@@ -58,18 +79,32 @@ class Objective:
     def __init__(self, base: Baseline, sites: Mapping[Site, HookedModule]) -> None:
         """Compare edits at `sites` with the base's responses to val prompts."""
         self._base, self._sites = base, sites
-        self._known: dict[str, list[bool]] = {}
+        self._known: dict[str, list[Said]] = {}
 
     @property
     def base_scores(self) -> ValScores:
         """The unedited model's."""
-        return ValScores(_share(self._base.shows["target"]), _share(self._base.shows["neutral"]), 0.0, 0.0)
+        base = self._base
+        texts = [response.text for response in base.responses["target"]]
+        said = [_said(text, shows) for text, shows in zip(texts, base.shows["target"], strict=True)]
+        return self._of(said, base.shows["neutral"], 0.0, 0.0)
+
+    def _of(self, said: Sequence[Said], spills: Sequence[bool], first: float, sequence: float) -> ValScores:
+        return ValScores(
+            behaviour_rate=_share([one.shows for one in said]),
+            spill_rate=_share(spills),
+            kl_first_token=first,
+            kl_sequence=sequence,
+            broken_rate=_share([one.broken for one in said]),
+            n=len(said),
+            n_neutral=len(spills),
+        )
 
     def shortfall(self, edit: Edit, goal: Goal) -> float:
         """`ValScores.shortfall` alone, generated from the target prompts and kept for a later confirmation."""
         with hooked(edit_updates(edit, self._sites), self._sites) as assigned:
-            rate = _share(self._shown(assigned, [edit], {0: range(self._n_targets)})[0])
-        return rate if goal == "suppress" else 1 - rate
+            said = self._responses(assigned, [edit], {0: range(self._n_targets)})[0]
+        return _share([one.misses(goal) for one in said])
 
     def __call__(self, edits: Sequence[Edit]) -> list[ValScores]:
         """Preview the edits together and score each."""
@@ -86,12 +121,12 @@ class Objective:
         continuations = self._continuations(edits)
         with hooked(stack_updates([edit_updates(edit, self._sites) for edit in edits]), self._sites) as assigned:
             moved = continuations.moved(assigned, len(edits))
-            shows, going = self._target_labels(assigned, edits, moved, drop)
+            said, going = self._targets(assigned, edits, moved, drop)
             spills = self._neutral_labels(assigned, moved, going)
         scores: list[ValScores | None] = [None] * len(edits)
         for c in going:
             divergence = moved.divergences[c]
-            scores[c] = ValScores(_share(shows[c]), _share(spills[c]), divergence.first_token, divergence.sequence)
+            scores[c] = self._of(said[c], spills[c], divergence.first_token, divergence.sequence)
         return scores
 
     def _continuations(self, edits: Sequence[Edit]) -> BaseContinuations:
@@ -103,30 +138,30 @@ class Objective:
         batch = left_pad(self._base.suite["neutral"].rows[:2], model.pad_id)
         return found.from_layer(layer) if resumes(model, batch, layer) else found
 
-    def _target_labels(
+    def _targets(
         self, assigned: BatchCandidates, edits: Sequence[Edit], moved: Moved, drop: tuple[Goal, KlKind] | None
-    ) -> tuple[list[list[bool]], list[int]]:
-        """Labels of every candidate still going, and which are."""
+    ) -> tuple[list[list[Said]], list[int]]:
+        """What became of target prompts under every candidate still going, and which are."""
         n, going = self._n_targets, list(range(len(edits)))
-        shows: list[list[bool]] = [[] for _ in going]
+        said: list[list[Said]] = [[] for _ in going]
         first = range(min(FIRST_LOOK, n)) if drop is not None and len(going) > 1 else range(n)
         for prompts in (first, range(len(first), n)):
-            for c, labels in self._shown(assigned, edits, dict.fromkeys(going, prompts)).items():
-                shows[c] += labels
+            for c, found in self._responses(assigned, edits, dict.fromkeys(going, prompts)).items():
+                said[c] += found
             if drop is not None:
-                going = _undominated(going, shows, moved, *drop)
-        return shows, going
+                going = _undominated(going, said, moved, *drop)
+        return said, going
 
-    def _shown(
+    def _responses(
         self, assigned: BatchCandidates, edits: Sequence[Edit], wanted: Mapping[int, range]
-    ) -> dict[int, list[bool]]:
-        """Candidate → labels of its target prompts; an edit whose labels are known does not generate again."""
+    ) -> dict[int, list[Said]]:
+        """Candidate → its target prompts; an edit of which all is known does not generate again."""
         digests = {c: edits[c].digest() for c in wanted}
         asked = [(c, prompt) for c, prompts in wanted.items() for prompt in prompts if digests[c] not in self._known]
         found = {c: self._known.get(digests[c], [])[p.start : p.stop] for c, p in wanted.items()}
-        for (c, _), shows in zip(asked, self._ask(assigned, "target", asked), strict=True):
-            found[c].append(shows)
-        self._known |= {digests[c]: labels for c, labels in found.items() if len(labels) == self._n_targets}
+        for (c, _), said in zip(asked, self._ask(assigned, "target", asked), strict=True):
+            found[c].append(said)
+        self._known |= {digests[c]: said for c, said in found.items() if len(said) == self._n_targets}
         return found
 
     def _neutral_labels(self, assigned: BatchCandidates, moved: Moved, going: Sequence[int]) -> dict[int, list[bool]]:
@@ -134,11 +169,11 @@ class Objective:
         changed = (~moved.unchanged).tolist()
         asked = [(c, prompt) for c in going for prompt, moves in enumerate(changed[c]) if moves]
         spills = {c: list(self._base.shows["neutral"]) for c in going}
-        for (c, prompt), shows in zip(asked, self._ask(assigned, "neutral", asked), strict=True):
-            spills[c][prompt] = shows
+        for (c, prompt), said in zip(asked, self._ask(assigned, "neutral", asked), strict=True):
+            spills[c][prompt] = said.shows
         return spills
 
-    def _ask(self, assigned: BatchCandidates, name: str, asked: Sequence[tuple[int, int]]) -> list[bool]:
+    def _ask(self, assigned: BatchCandidates, name: str, asked: Sequence[tuple[int, int]]) -> list[Said]:
         base = self._base
         responses = generate(
             base.model,
@@ -150,11 +185,16 @@ class Objective:
         )
         prompts = base.suite[name].prompts
         asked_about = [Exchange(r.text, prompts[p].text) for r, (_, p) in zip(responses, asked, strict=True)]
-        return shown(label_all(base.detector, asked_about))
+        labels = shown(label_all(base.detector, asked_about))
+        return [_said(response.text, shows) for response, shows in zip(responses, labels, strict=True)]
 
     @property
     def _n_targets(self) -> int:
         return len(self._base.suite["target"].rows)
+
+
+def _said(text: str, shows: bool) -> Said:
+    return Said(shows, not shows and not complies(text, False))
 
 
 def _share(labels: Sequence[bool]) -> float:
@@ -162,10 +202,9 @@ def _share(labels: Sequence[bool]) -> float:
 
 
 def _undominated(
-    going: Sequence[int], shows: Sequence[Sequence[bool]], moved: Moved, goal: Goal, kind: KlKind
+    going: Sequence[int], said: Sequence[Sequence[Said]], moved: Moved, goal: Goal, kind: KlKind
 ) -> list[int]:
     """Without those whose interval lies above that of one with no larger KL: more prompts would hardly change it."""
-    wanted = [[shown == (goal == "suppress") for shown in shows[c]] for c in going]
-    missed = {c: rate(labels, 0) for c, labels in zip(going, wanted, strict=True)}
+    missed = {c: rate([one.misses(goal) for one in said[c]], 0) for c in going}
     kl = [d.sequence if kind == "sequence" else d.first_token for d in moved.divergences]
     return [c for c in going if not any(kl[o] <= kl[c] and missed[o].high < missed[c].low for o in going)]

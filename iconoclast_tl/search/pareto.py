@@ -1,21 +1,26 @@
 """The Pareto front of (behaviour rate, KL), and rules that choose one point of a search.
 
-A rate on n val prompts tells no difference under 1/n: of several candidates at 0 the one of least KL lies at the edge,
-and leaves some of the behaviour on other prompts. Where two candidates are equal on val, their responses to the train
-prompts decide, if the search generated any.
+A rate on n val prompts tells no difference under 1/n, and chance moves it by several times that. So the default rule
+counts val and train prompts together, where the search generated from both, and takes the least KL among the points
+that are not worse than the best beyond what chance explains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.search.objective import Goal, KlKind, ValScores
 from iconoclast_tl.search.spec import EditSpec
+from iconoclast_tl.statistics.fisher import fisher_greater
 
-Rule = Literal["lexicographic", "knee", "least-kl"]
+Rule = Literal["interval", "lexicographic", "knee", "least-kl"]
+WORSE = 0.2
+"""One-sided p under which a share of missed prompts counts as larger than the best's. Of 108 prompts the best may miss
+none, and a point that misses 2 passes (p = 0.25), one that misses 3 does not (0.12): a stricter level would pass points
+that leave more of the behaviour than most users would want."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,10 @@ class Candidate:
     """The search's estimate of the behaviour rate, before anything was generated; None where it made none."""
     train_rate: float | None = None
     """The behaviour rate of what was generated from train prompts; None where nothing was."""
+    train_broken_rate: float = 0.0
+    """The share of those responses that fell apart."""
+    train_n: int = 0
+    """Train prompts that were generated from."""
     choices: Mapping[str, Any] = field(default_factory=dict)
     """What a study's trial chose, by Optuna's names; empty for a gradient."""
 
@@ -36,7 +45,12 @@ class Candidate:
         """The share of train prompts at which the goal is missed; 0 where nothing was generated."""
         if self.train_rate is None:
             return 0.0
-        return self.train_rate if goal == "suppress" else 1 - self.train_rate
+        return self.train_rate + self.train_broken_rate if goal == "suppress" else 1 - self.train_rate
+
+    def missed(self, goal: Goal) -> tuple[int, int]:
+        """At how many target prompts of val and train the goal is missed, and of how many."""
+        n, n_train = self.scores.n, self.train_n if self.train_rate is not None else 0
+        return round(self.scores.shortfall(goal) * n) + round(self.train_shortfall(goal) * n_train), n + n_train
 
 
 def pareto_front(candidates: Sequence[Candidate], kl: KlKind, goal: Goal = "suppress") -> list[Candidate]:
@@ -61,13 +75,17 @@ def choose(
 ) -> Candidate:
     """One candidate by rule.
 
-    lexicographic: fewest target behaviours on val, then least spill there, then fewest target behaviours on train
-    prompts, where the search generated from them, then least KL. knee: the point of the front farthest
-    from the line between its ends, both axes scaled to their range. least-kl: the least KL among those with a
+    interval: the least KL among those that do not miss the goal more often than the one that misses it least, val and
+    train prompts together, and that do not spill more than the one of these that spills least: by Fisher's exact test,
+    one-sided, p < `WORSE`. lexicographic: fewest target prompts missed on val, then least spill there, then fewest
+    missed on train, where the search generated from it, then least KL. knee: the point of the front farthest from the
+    line between its ends, both axes scaled to their range. least-kl: the least KL among those with a
     behaviour rate of at most `max_rate`. Raises `UserError` where no candidate meets the rule.
     """
     if not candidates:
         raise UserError("no trial finished", want="at least one", mend="see study.journal for each trial's error")
+    if rule == "interval":
+        return min(_as_good(candidates, goal), key=lambda c: (c.scores.kl(kl), c.number))
     if rule == "knee":
         return _knee(pareto_front(candidates, kl, goal), kl, goal)
     if rule == "least-kl":
@@ -87,6 +105,26 @@ def choose(
         return missed, scores.spill_rate, missed_train, scores.kl(kl), candidate.number
 
     return min(candidates, key=by_turns)
+
+
+def _as_good(candidates: Sequence[Candidate], goal: Goal) -> list[Candidate]:
+    """The candidates that neither miss the goal nor spill more than the best beyond what chance explains."""
+
+    def spilled(candidate: Candidate) -> tuple[int, int]:
+        n = candidate.scores.n_neutral
+        return round(candidate.scores.spill_rate * n), n
+
+    good = _not_worse(candidates, lambda candidate: candidate.missed(goal))
+    return _not_worse(good, spilled)
+
+
+def _not_worse(candidates: Sequence[Candidate], counted: Callable[[Candidate], tuple[int, int]]) -> list[Candidate]:
+    def share(candidate: Candidate) -> float:
+        hits, n = counted(candidate)
+        return hits / max(n, 1)
+
+    best = counted(min(candidates, key=share))
+    return [one for one in candidates if fisher_greater(*counted(one), *best) >= WORSE]
 
 
 def changing(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -21,6 +21,7 @@ from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.metrics.compliance import complies
 from iconoclast_tl.execution.candidates import BatchCandidates
 from iconoclast_tl.execution.generation import generate
+from iconoclast_tl.execution.shared_prefix import shared_prefix
 from iconoclast_tl.scores.log_odds import LogOdds
 from iconoclast_tl.scores.prefixes import Layout, TokenPrefix, deciding_prefixes, known_prefixes
 
@@ -32,6 +33,8 @@ class OnPolicy:
     behaviour_rate: float
     broken_rate: float
     learned: int
+    n: int = 0
+    """Target prompts."""
 
 
 class Proxy:
@@ -54,6 +57,7 @@ class Proxy:
         self.target, self.neutral = base.suite["target"], base.suite["neutral"]
         self._tokens, self._layer, self._temperature = tokens, 0, temperature
         self._continuations = base.continuations
+        self._prefix = shared_prefix(base.model, self.target.rows)
         self.prefixes = known_prefixes(base)
         self.settle()
 
@@ -68,12 +72,12 @@ class Proxy:
         """Of the behaviour on these prompts, under the candidates that the hooks hold."""
         asked = self._odds.ask(prompts)
         assigned.candidates = _lanes(candidates, len(asked.owner))
-        return self._odds.read(asked.times(candidates), candidates)
+        return self._odds.read(asked.times(candidates), candidates, assigned)
 
     def kl(self, assigned: BatchCandidates, prompts: Int[Tensor, "n"], candidates: int) -> Float[Tensor, "candidate n"]:
         """KL(base ‖ edited) over the base's continuation of neutral prompts."""
         assigned.candidates = _lanes(candidates, len(prompts))
-        return self._continuations.kl(prompts, candidates)
+        return self._continuations.kl(prompts, candidates, assigned)
 
     def refresh(self, assigned: BatchCandidates) -> OnPolicy:
         """Generate from the target prompts under the one candidate that the hooks hold, and learn its prefixes.
@@ -96,7 +100,7 @@ class Proxy:
             for prompt, (response, prefix, fell) in enumerate(zip(said, opening, broken, strict=True))
             if not fell
         )
-        return OnPolicy(sum(shows) / len(said), sum(broken) / len(said), new)
+        return OnPolicy(sum(shows) / len(said), sum(broken) / len(said), new, len(said))
 
     def settle(self) -> None:
         """Lay out what is known by now; no hooks may be on."""
@@ -106,7 +110,7 @@ class Proxy:
             leaves: list[list[TokenPrefix]] = [[(token,) for token in self._tokens.tolist()] for _ in self.target.rows]
             layout = Layout([(prompt, ()) for prompt in range(len(leaves))], leaves)
         model, rows = self.base.model, self.base.config.batch_rows
-        self._odds = LogOdds(model, self.target.rows, layout, self._temperature, self._layer, rows)
+        self._odds = LogOdds(model, self.target.rows, layout, self._temperature, self._layer, rows, self._prefix)
 
 
 def _lanes(candidates: int, n: int) -> Tensor | None:

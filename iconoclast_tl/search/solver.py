@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +57,8 @@ class Solver:
         self.profile = Profile(config, goal, proxy.base.model.n_layers, n_heads)
         self._seed, self._random = seed, torch.Generator().manual_seed(seed)
         self._room = Room(config.batch_size)
+        # What is kept for the way back grows with the rows. A processor gains nothing from more than a batch of them.
+        self._candidates = Room(1 if proxy.base.model.device.type == "cpu" else 64)
 
     def reseed(self, *numbers: int) -> None:
         """Draw prompts from now on by (seed, numbers) alone, whatever was drawn before."""
@@ -93,8 +95,19 @@ class Solver:
 
     def gradient(self, families: Sequence[Family], theta: Theta, price: float, layer: int) -> tuple[Losses, Theta]:
         """The loss of every candidate on a batch of prompts that are drawn, and its gradient in θ."""
+        prompts = self.draw(self.config.batch_size)
+
+        def of(part: Tensor) -> tuple[Losses, Theta]:
+            chosen = [families[c] for c in part.tolist()]
+            return self._gradient(chosen, theta[part].detach().requires_grad_(), price, layer, *prompts)
+
+        losses, gradients = zip(*self._candidates.over(torch.arange(len(families)), of), strict=True)
+        return torch.cat(losses), torch.cat(gradients)
+
+    def _gradient(
+        self, families: Sequence[Family], theta: Theta, price: float, layer: int, targets: Targets, neutrals: Neutrals
+    ) -> tuple[Losses, Theta]:
         proxy, n = self.proxy, len(families)
-        targets, neutrals = self.draw(self.config.batch_size)
         losses, gradient = torch.zeros(n), torch.zeros_like(theta)
 
         def add(loss: Losses) -> None:
@@ -145,6 +158,25 @@ class Solver:
         return theta.detach(), recent
 
     @torch.no_grad()
+    def compare(self, families: Sequence[Family], theta: Theta, price: float) -> Losses:
+        """The loss of each on all prompts, after it was generated from and its responses were learned from.
+
+        A response that fell apart counts like one at even odds.
+        """
+        proxy, strengths = self.proxy, self.profile.strengths(theta)
+        learned, broken = 0, list[float]()
+        for family, own in zip(families, strengths, strict=True):
+            with hooked(stack_families([family], own[None]), proxy.sites) as assigned:
+                said = proxy.refresh(assigned)
+            learned += said.learned
+            broken.append(said.broken_rate)
+        if learned:
+            proxy.settle()
+        everything = (torch.arange(len(questions.rows)) for questions in (proxy.target, proxy.neutral))
+        losses = self.loss(self.measure(families, strengths, *everything), price)
+        return losses + torch.tensor(broken) * softplus(torch.tensor(self.config.margin))
+
+    @torch.no_grad()
     def point(self, family: Family, theta: Theta, price: float, layer: int = 0) -> Point:
         """Generate under this edit, learn from the responses, and score the edit on all prompts."""
         proxy, strengths = self.proxy, self.profile.strengths(theta, layer)
@@ -176,18 +208,30 @@ class Solver:
 class Screened:
     """Families at strength 1 (−1 to strengthen)."""
 
+    families: Sequence[Family]
     measures: Measures
     unedited: Measures
     """Of the base, on the same prompts."""
+    prompts: tuple[Targets, Neutrals]
     unit: float
     """Of prices: one over the KL that a typical direction costs. NaN where no KL is a number."""
 
 
 def screen(solver: Solver, families: Sequence[Family]) -> Screened:
-    """Measure all families in one batch."""
+    """Measure these families on a few prompts."""
     profile = solver.profile
     prompts = solver.draw(SCREENED)
     measures = solver.measure(families, profile.ones(len(families)), *prompts)
     unedited = solver.measure(families[:1], 0 * profile.ones(1), *prompts)
     typical = float(measures.kl.mean(-1).nanmedian())
-    return Screened(measures, unedited, 1 / max(typical, LEAST_KL) if math.isfinite(typical) else math.nan)
+    unit = 1 / max(typical, LEAST_KL) if math.isfinite(typical) else math.nan
+    return Screened(families, measures, unedited, prompts, unit)
+
+
+def screen_also(solver: Solver, screened: Screened, families: Sequence[Family]) -> Screened:
+    """More families on the same prompts; the unit of prices stays."""
+    if not families:
+        return screened
+    more = solver.measure(families, solver.profile.ones(len(families)), *screened.prompts)
+    both = Measures(torch.cat([screened.measures.odds, more.odds]), torch.cat([screened.measures.kl, more.kl]))
+    return replace(screened, families=[*screened.families, *families], measures=both)

@@ -88,6 +88,7 @@ def search_strengths(
     evaluation = EvaluationConfig() if evaluation is None else evaluation
     require_own_directions(directions, model, say)
     require_searchable(model, edit, config)
+    evaluation = evaluation.shortened(config.max_new_tokens)
     base = _Base(model, data, evaluation, search_detector(evaluation) if detector is None else detector, track)
     base.check()
     if acts is None:

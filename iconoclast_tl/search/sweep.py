@@ -1,9 +1,10 @@
 """The price sweep of a search by gradient: one pass that traces the whole front of behaviour and KL.
 
-1. Families (directions × plain or affine) are screened in one batch at strength 1; a few are left. They are compared at
-   the middle of the price grid, or, where none is worth its KL there (of few heads, say), at a looser price, perhaps
-   beyond the grid, which then goes on.
-2. Those compete for some steps of Adam, in one batch; the best goes on, without the first layers that do not matter.
+1. Families (directions × plain or affine) are screened at strength 1, of every few residual points and then of those
+   beside the best; a few are left. They are compared at the middle of the price grid, or, where none is worth its KL
+   there (of few heads, say), at a looser price, perhaps beyond the grid, which then goes on.
+2. Those compete for some steps of Adam, in one batch, the worse half dropped on the way. The last ones are generated
+   from and compared on all train prompts; the best goes on, without the first layers that do not matter.
 3. The price w runs over a geometric grid, each price starting from the strengths of the one before: from where the
    competition left off to looser prices until the behaviour is gone, or val gains nothing more; then from there to
    stricter ones until it is back. After every price the edited model generates (`Solver.point`).
@@ -25,17 +26,21 @@ from iconoclast_tl.execution.resumption import resumes
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Say, Track, silent, unheard
 from iconoclast_tl.prompts.tokens import left_pad
-from iconoclast_tl.search.families import Family
-from iconoclast_tl.search.solver import SCREENED, Losses, Solver, Theta, screen
+from iconoclast_tl.search.families import Family, beside, spread_out
+from iconoclast_tl.search.solver import SCREENED, Losses, Screened, Solver, Theta, screen, screen_also
 from iconoclast_tl.search.spec import EditSpec
 from iconoclast_tl.search.trace import Finalist, Point, Trace, Walk
 
-STARTS = 8
+SPREAD = 6
+"""Residual points of each kind that are screened first."""
+BEST = 2
+"""Families beside which others are screened."""
+STARTS = 6
 """First layers that are tried, at most."""
 SPARED = 0.01
 """Share of what an edit gains that is given up for not running the first layers."""
-BACK = 0.9
-"""Share of the base's missing the goal at which the behaviour is back: stricter prices leave nothing of the edit."""
+BACK = 0.5
+"""Share of the base's missing the goal at which the behaviour is back: nobody takes a point of a stricter price."""
 STUCK = 0.5
 """Share of the base's missing the goal that is left at the best price, above which another family is tried."""
 NOTHING = 0.05
@@ -75,12 +80,12 @@ class PriceSweep:
         for number, finalist in enumerate(trace.finalists):
             family = _named(families, finalist)
             walk = self._prepared(number, family, trace)
-            self._say(f"direction: {family}; edited from layer {walk.layer}")
+            self._say(f"tracing {family}; layers from {walk.layer} on are edited")
             self._walk_both(number, family, trace, track)
             if not self._is_stuck(walk):
                 break
             if number + 1 < len(trace.finalists):
-                self._say(f"{family}: most of the behaviour is left; trying the next direction")
+                self._say(f"{family}: at every weight most of the behaviour is left; tracing the next best direction")
         if not trace.points:
             raise UserError("no strengths gave a finite loss", mend="load the model in a wider --dtype")
         trace.done = True
@@ -96,8 +101,9 @@ class PriceSweep:
         worth its KL at the middle of the prices, the next looser ones are tried until the winner takes away half of
         what is missed.
         """
-        screened = screen(self._solver, families)
-        unit, places = screened.unit, range(self._middle, len(self._prices(1.0)))
+        screened = self._screened(families)
+        families, unit = screened.families, screened.unit
+        places = range(self._middle, len(self._prices(1.0)))
         for place in places:
             price = self._start_price(unit, place)
             losses = self._solver.loss(screened.measures, price)
@@ -110,12 +116,24 @@ class PriceSweep:
             if place == self._middle or self._moves(_named(families, finalists[0]), finalists[0], nothing):
                 break
         if place != self._middle:
-            moves = "lowers" if self._solver.goal == "suppress" else "raises"
+            middle = self._start_price(unit, self._middle)
             self._say(
-                f"no direction {moves} the behaviour enough for its KL at the middle price; "
-                f"the search begins at price {price:.3g}"
+                f"at a weight of {middle:.3g} the KL of every direction costs more than the edit gains; "
+                f"the search begins at a weight of {price:.3g}, where edits may change neutral answers more"
             )
         return Trace(finalists, unit, self._proxy.prefixes.to_json(), start=place)
+
+    def _screened(self, families: Sequence[Family]) -> Screened:
+        """Those of every few residual points, then those beside the best at the middle price."""
+        first = spread_out(families, SPREAD)
+        self._say(f"screening {len(first)} of {len(families)} candidate edits at strength 1")
+        found = screen(self._solver, first)
+        losses = self._solver.loss(found.measures, self._start_price(found.unit, self._middle))
+        best = [found.families[i] for i in finite_by_rise(losses)[:BEST]]
+        more = beside(best, families, found.families)
+        if more:
+            self._say(f"screening {len(more)} more, beside {' and '.join(map(str, best))}")
+        return screen_also(self._solver, found, more)
 
     def _begin_at(self, n: int, place: int) -> Theta:
         """Half strength, where a search begins in the middle of the prices. Elsewhere, where half of an edit moves next
@@ -140,11 +158,16 @@ class PriceSweep:
         return order
 
     def _compete(self, families: Sequence[Family], price: float, theta: Theta, track: Track) -> list[Finalist]:
-        """Some steps of Adam for every survivor, in one batch, half of them dropped halfway: the others, best first."""
+        """Some steps of Adam for every survivor, in one batch, half of them dropped on the way: the others, best first.
+
+        A few prompts a step leave much to chance, so the last ones are compared on all of them.
+        """
         left = list(families)
+        self._say(f"comparing {len(left)} by gradient steps: {'; '.join(map(str, left))}")
         losses = torch.zeros(len(families))
         steps = self._config.refine_steps
-        rounds = [steps // 2, steps - steps // 2] if len(left) > 1 else [steps]
+        first = min(max(steps // 3, 1), steps)
+        rounds = [first, steps - first] if len(left) > 1 else [steps]
         for number, n in enumerate(track(rounds, "search: compete", len(rounds))):
             if not n:
                 continue
@@ -153,6 +176,9 @@ class PriceSweep:
             order = self._finite(left, torch.where(finite, losses, math.nan))
             kept = order if number == len(rounds) - 1 else order[: math.ceil(len(left) / 2)]
             left, theta, losses = [left[i] for i in kept], theta[kept], losses[kept]
+        if len(left) > 1:
+            order = finite_by_rise(self._solver.compare(left, theta, price)) or list(range(len(left)))
+            left, theta = [left[i] for i in order], theta[order]
         return [Finalist(family.spec, numbers) for family, numbers in zip(left, theta.tolist(), strict=True)]
 
     def _first_layer(self, family: Family, theta: Theta, price: float) -> int:
@@ -228,12 +254,13 @@ class PriceSweep:
                 theta, dearer = self._onward(found[-1], trace), 1 + found[-1].said.broken_rate
             theta, losses = self._solver.descend([family], theta, price * dearer, self._config.steps, walk.layer)
             if not bool(losses.isfinite().all()) or not bool(theta.isfinite().all()):
-                self._say(f"the loss is not finite at price {price:g}; the sweep stops there")
+                self._say(f"the loss is not finite at a KL weight of {price:.3g}; the search stops there")
                 return
             point = self._solver.point(family, theta, price, walk.layer)
             if found is walk.loose and self._solver.shortfall(point.said.behaviour_rate) == 0:
                 point = replace(point, val_missed=self._on_val(point.spec))
             found.append(point)
+            self._say(_told(point, len(trace.points)))
             trace.prefixes = self._proxy.prefixes.to_json()
             self._keep(trace)
 
@@ -248,9 +275,21 @@ class PriceSweep:
         if not found:
             return False
         if found is walk.loose:
-            return nothing_more_on_val(found)
+            return nothing_more_on_val(found) or self._is_nothing_more(found)
         back = self._solver.shortfall(found[-1].proxy_rate) >= BACK * self._base_shortfall
         return back and len(walk.points) >= LEAST_POINTS
+
+    def _is_nothing_more(self, found: Sequence[Point]) -> bool:
+        """Whether most is gone, and the last two prices left as many train prompts missed as one before them.
+
+        Some prompts are missed whatever the price, such as those at which the base's responses fall apart.
+        """
+        *before, last, now = [math.inf, *(self._missed(point) for point in found)]
+        return min(before, default=math.inf) <= min(last, now) <= STUCK * self._base_shortfall
+
+    def _missed(self, point: Point) -> float:
+        broken = point.said.broken_rate if self._solver.goal == "suppress" else 0.0
+        return self._solver.shortfall(point.said.behaviour_rate) + broken
 
     def _is_stuck(self, walk: Walk) -> bool:
         missed = (self._solver.shortfall(point.said.behaviour_rate) for point in walk.points)
@@ -282,6 +321,14 @@ class PriceSweep:
         """At this place of the grid; its geometric middle, too, where the grid has no point there."""
         strict, loose, _ = self._config.prices
         return unit * math.sqrt(strict * loose) if start == self._middle else self._prices(unit)[start]
+
+
+def _told(point: Point, number: int) -> str:
+    """Such as `3 points; KL weight 56: behaviour 4% on train (2% broken), 3% missed on val, KL 0.021`."""
+    broken = f" ({point.said.broken_rate:.0%} broken)" if point.said.broken_rate else ""
+    train = f"behaviour {point.said.behaviour_rate:.0%} on train{broken}"
+    val = "" if point.val_missed is None else f", {point.val_missed:.0%} missed on val"
+    return f"{number} points; KL weight {point.price:.3g}: {train}{val}, KL {point.proxy_kl:.2g}"
 
 
 def _named(families: Sequence[Family], finalist: Finalist) -> Family:

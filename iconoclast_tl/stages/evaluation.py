@@ -76,8 +76,8 @@ def _evaluate(workspace: Workspace, what: Mapping[str, str], change: ChangedMode
         workspace.detector.close()  # `scored` makes its own, once it knows that there is room
         job = Scoring(folder, config, workspace.track, workspace.say, lambda: release(workspace.model.hf))
         scored(job, rows)
-    timing = (folder.read_manifest() or {}).get("timing", {})
-    folder.record(asked=asked, timing=timing)
+    manifest = folder.read_manifest() or {}
+    folder.record(asked=asked, timing=manifest.get("timing", {}), token_passes=manifest.get("token_passes", {}))
     return publish(folder)
 
 

@@ -21,7 +21,7 @@ def preview_default(workspace: Workspace, directions: Directions, activations: A
     if file.is_file() and read_json(file).get("edit") == edit.digest():
         return None
     with workspace.timed("preview"):
-        shown = previewed(workspace, edit)
+        shown = ask_base_and_edited(workspace.val, lambda: preview(edit, workspace.sites), workspace.truth)
         about = {"split": "val", "point": point, "strength": 1.0, "edit": edit.digest()}
         write_json(file, {**about, **shown.to_json()})
     before, after = shown.measured["base"], shown.measured["edited"]
@@ -34,5 +34,6 @@ def preview_default(workspace: Workspace, directions: Directions, activations: A
 
 
 def previewed(workspace: Workspace, edit: Edit) -> BaseAndEdited:
-    """Ask the val prompts with the edit's hooks off and on."""
-    return ask_base_and_edited(workspace.val, lambda: preview(edit, workspace.sites), workspace.truth)
+    """Ask the val prompts with the edit's hooks off and on, by the evaluation's response budget."""
+    val = workspace.asked("val", briefly=False)
+    return ask_base_and_edited(val, lambda: preview(edit, workspace.sites), workspace.truth)

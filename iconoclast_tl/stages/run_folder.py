@@ -1,6 +1,6 @@
 """The run folder: which files a run writes, its manifest, and who may write to it.
 
-manifest.json             versions, seed, effective settings, prompt digests, timings
+manifest.json             versions, seed, effective settings, prompt digests, timings, token passes
 activations.safetensors   residuals of train and val prompts at their last tokens, means of the writers
 labels.json               whether responses to train prompts show the behaviour, where a probe asked
 directions.safetensors    unit directions of every residual point
@@ -28,6 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from iconoclast_tl.execution.token_passes import TokenPasses, counted
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.storage import read_json, write_json
 
@@ -172,23 +175,32 @@ class RunFolder:
         write_json(self.manifest, {**(self.read_manifest() or {}), **parts})
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that a stage takes to the manifest.
+    def measured(self, stage: str, hf: nn.Module) -> Iterator[None]:
+        """Add the time that a stage takes, and the token passes through the model, to the manifest.
 
-        An interrupted stage adds the time until then, and the rest when it is continued. One that was killed, or that
-        failed, adds nothing.
+        An interrupted stage adds what it took until then, and the rest when it is continued. One that was killed, or
+        that failed, adds nothing.
         """
         start = time.perf_counter()
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._add_time(stage, time.perf_counter() - start)
-            raise
-        self._add_time(stage, time.perf_counter() - start)
+        with counted(hf) as passes:
+            try:
+                yield
+            except KeyboardInterrupt:
+                self._add(stage, time.perf_counter() - start, passes)
+                raise
+        self._add(stage, time.perf_counter() - start, passes)
 
-    def _add_time(self, stage: str, seconds: float) -> None:
-        before = (self.read_manifest() or {}).get("timing", {})
-        self.remember(timing={**before, stage: round(before.get(stage, 0) + seconds, 3)})
+    def _add(self, stage: str, seconds: float, passes: TokenPasses) -> None:
+        manifest = self.read_manifest() or {}
+        timing, counts = manifest.get("timing", {}), manifest.get("token_passes", {})
+        before = counts.get(stage, {})
+        self.remember(
+            timing={**timing, stage: round(timing.get(stage, 0) + seconds, 3)},
+            token_passes={
+                **counts,
+                stage: {way: before.get(way, 0) + n for way, n in passes.to_json().items()},
+            },
+        )
 
     def read_state(self) -> dict[str, Any]:
         """What stages left so far; empty where none has left anything."""

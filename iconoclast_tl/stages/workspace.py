@@ -57,12 +57,17 @@ class Workspace:
         budget = self.settings.evaluation.max_new_tokens
         return encode(prompts, self.model.chat, self.model.context_length, budget)
 
-    def asked(self, split: str, at_most: int | None = None) -> Baseline:
-        """The unedited model on the first prompts of a split, borderline ones included in `test`."""
+    def asked(self, split: str, at_most: int | None = None, *, briefly: bool = True) -> Baseline:
+        """The unedited model on the first prompts of a split, borderline ones included in `test`.
+
+        briefly: of train and val, responses of the search's budget in the place of the evaluation's.
+        """
         if split != "test":
             _ = self._has_room_for_detector  # of test, labels are asked for when the model may go
         config = self.settings.evaluation
         config = config.model_copy(update={"batch_size": self.rows_at_once(config.batch_size)})
+        if briefly and split != "test":
+            config = config.shortened(self.settings.search.max_new_tokens)
         return baseline(self.model, self.contrast.of(split), config, self.detector, at_most, self.track)
 
     @cached_property
@@ -102,8 +107,8 @@ class Workspace:
         return hashlib.sha256(json.dumps(self._tokens).encode()).hexdigest()
 
     def timed(self, stage: str) -> AbstractContextManager[None]:
-        """Add the time that a stage takes to the manifest (`RunFolder.timed`)."""
-        return self.folder.timed(stage)
+        """Add the time that a stage takes, and its token passes, to the manifest (`RunFolder.measured`)."""
+        return self.folder.measured(stage, self.model.hf)
 
     def remember(self, **parts: Any) -> None:
         """Put `parts` into the manifest."""

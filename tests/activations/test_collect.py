@@ -11,6 +11,8 @@ from iconoclast_tl.activations.collect import AtWriters, _bridge_reader, _module
 from iconoclast_tl.activations.store import Activations, load_activations, save_activations
 from iconoclast_tl.architecture.sites import WRITERS, residual_hook_names
 from iconoclast_tl.architecture.writers import require_writers
+from iconoclast_tl.execution.shared_prefix import shares
+from iconoclast_tl.execution.token_passes import counted
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.models.twin import Parity, Twin, make_twin
@@ -54,6 +56,23 @@ def at_positions(
         kept[list(where)] = found
 
     return kept, collect_residuals(model, twin, rows, keep, n_positions, batch_size)
+
+
+@pytest.mark.parametrize("n_positions", [1, 3])
+def test_what_all_prompts_begin_with_is_run_once_and_read_where_it_belongs(
+    llama: Model, rows: list[list[int]], n_positions: int
+) -> None:
+    begin = [9, 8, 7, 6, 5, 10]
+    common = [begin + row for row in rows]
+    assert shares(llama)  # found out outside of what is counted
+    with counted(llama.hf) as passes:
+        found, _ = at_positions(llama, None, common, n_positions, 1)
+    shared = len(begin) + min(min(map(len, rows)) - n_positions, 0)  # the positions that are read are never shared
+    assert passes.forward == sum(map(len, common)) - (len(rows) - 1) * shared
+    for position in range(n_positions):
+        expected = residuals_one_by_one(llama, common, -1 - position)
+        assert torch.allclose(found[:, position], expected, atol=1e-5)
+    assert not torch.allclose(found[:, 0], residuals_one_by_one(llama, rows), atol=1e-2)
 
 
 @pytest.mark.parametrize("through", ["bridge", "modules"])

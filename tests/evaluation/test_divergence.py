@@ -113,8 +113,8 @@ def test_no_batch_is_larger_than_was_asked_for(llama: Model, rows: list[list[int
     continuations = BaseContinuations(llama, rows, generate(llama, rows, 3, 4), 2, batch_size=4)
     sites = hf_sites(llama.hf)
     sizes: list[int] = []
-    handle = llama.hf.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    handle = llama.hf.base_model.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
     )
     for edits in ([random_edit()], [random_edit(), random_edit(seed=1)]):
         sizes.clear()

@@ -75,6 +75,8 @@ def test_memory_that_runs_out_ends_the_search_at_what_fitted() -> None:
 
 
 def test_what_another_process_left_is_not_remembered(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "LITTLE", 2**60)  # so that it is measured
+
     def runs_out(self: Meter, work: object) -> int:
         calls.append(1)
         if len(calls) > 1:
@@ -138,6 +140,7 @@ def test_a_container_has_what_its_limit_leaves(version: int, tmp_path: Path, mon
 def test_what_was_measured_is_remembered_for_this_model_and_length(
     llama: Model, biased: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(batch_size, "LITTLE", 2**60)  # so that it is measured
     passes: list[int] = []
     honest = batch_size._pass
     monkeypatch.setattr(batch_size, "_pass", lambda *given: (passes.append(given[1]), honest(*given)))
@@ -154,6 +157,7 @@ def test_what_was_measured_is_remembered_for_this_model_and_length(
 
 
 def test_less_free_memory_makes_smaller_batches_of_the_same_line(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size, "LITTLE", 2**60)  # so that it is measured
     assert fitting(llama, 20, 4).rows == MOST
     (key,) = json.loads(batch_size._file().read_text())
     batch_size._remember(key, Line(0.0, GIGABYTE))
@@ -172,3 +176,17 @@ def test_a_folder_that_cannot_be_written_costs_the_memory_only(
 def test_where_memory_cannot_be_measured_a_small_number_is_taken(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "can_measure", staticmethod(lambda devices: False))
     assert fitting(llama, 20, 4) == batch_size.Fit(UNMEASURED, None, None)
+
+
+def test_on_the_cpu_a_batch_takes_no_more_than_a_share_of_the_weights(
+    llama: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Meter, "peak", lambda meter, work: pytest.fail("nothing need be measured"))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in llama.hf.parameters())
+    assert fitting(llama, 20, 4).rows == MOST  # so little that it does not matter
+    monkeypatch.setattr(batch_size, "LITTLE", 0)
+    monkeypatch.setattr(batch_size, "ON_CPU", 10.0)
+    found = fitting(llama, 20, 4)
+    assert found.bytes_per_row is not None
+    assert found.rows * found.bytes_per_row <= batch_size.ON_CPU * weights < 2 * found.rows * found.bytes_per_row
+    assert found.rows < MOST

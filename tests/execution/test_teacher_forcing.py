@@ -75,12 +75,12 @@ def test_a_continuation_is_repeated_where_every_one_of_its_tokens_is_likeliest(r
     forced = laid_out(rows)
     said = forced.tokens.clone()
     said[~forced.real] = 7  # predictions behind the end count for nothing
-    assert forced.repeated_by(torch.nn.functional.one_hot(said, 64).float()).all()
+    assert forced.repeated_by(said).all()
     for row, length in enumerate(LENGTHS):
         for t in range(length):
             other = said.clone()
             other[row, t] = 7
-            found = forced.repeated_by(torch.nn.functional.one_hot(other, 64).float())
+            found = forced.repeated_by(other)
             assert found.tolist() == [one != row for one in range(len(LENGTHS))]
 
 

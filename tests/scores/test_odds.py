@@ -46,7 +46,7 @@ def test_the_odds_are_those_of_enumerating_every_response() -> None:
         prompt, fed = layout.rows[row]
         for depth in range(len(fed) + 1):
             logits[0, place, depth] = tables[prompt][fed[:depth]]
-    found = tree_log_odds(logits, tree, 2)[0]
+    found = tree_log_odds(logits[:, tree.row, tree.depth], tree, 2)[0]
     for place, prompt in enumerate([2, 0]):
         inside = 0.0
         for response in itertools.product(range(VOCABULARY), repeat=LONGEST):
@@ -60,7 +60,7 @@ def test_the_odds_are_those_of_enumerating_every_response() -> None:
 def test_a_saturated_base_still_has_a_gradient() -> None:
     _, tree = prefixes_of([[(1,)]]).layout().tree([0])
     logits = torch.tensor([[[[0.0, 60.0, 0.0, 0.0]]]], requires_grad=True)
-    odds = tree_log_odds(logits, tree, 1)
+    odds = tree_log_odds(logits[:, tree.row, tree.depth], tree, 1)
     odds.sum().backward()
     assert float(odds) == pytest.approx(60 - math.log(3), rel=1e-6)
     assert logits.grad is not None
@@ -157,9 +157,9 @@ def test_bisection_finds_what_a_scan_finds() -> None:
 
 
 def test_every_candidate_has_its_own_odds_however_extreme() -> None:
-    rows, tree = prefixes_of(OPENING, INNOCENT).layout().tree([0, 1, 2])
+    _, tree = prefixes_of(OPENING, INNOCENT).layout().tree([0, 1, 2])
     generator = torch.Generator().manual_seed(1)
-    mild = torch.randn(1, len(rows), LONGEST, VOCABULARY, generator=generator)
+    mild = torch.randn(1, len(tree.row), VOCABULARY, generator=generator)
     found = tree_log_odds(torch.cat([mild, -mild, 300 * mild]), tree, 3)
     exact = [tree_log_odds(factor * mild.double(), tree, 3)[0] for factor in (1, -1, 300)]
     assert torch.allclose(found.double(), torch.stack(exact), rtol=1e-4)

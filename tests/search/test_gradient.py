@@ -22,6 +22,7 @@ from iconoclast_tl.edits.updates import Updates, edit_updates
 from iconoclast_tl.evaluation.baseline import Baseline
 from iconoclast_tl.evaluation.metrics.compliance import complies
 from iconoclast_tl.evaluation.suite import EvaluationConfig, Questions, respond
+from iconoclast_tl.execution.batching import Room
 from iconoclast_tl.execution.candidates import BatchCandidates
 from iconoclast_tl.execution.generation import Response
 from iconoclast_tl.foundation.errors import UserError
@@ -268,7 +269,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_gradient_stays(
         with room_for(llama, most):
             return solver.gradient(competing, theta.requires_grad_(), 0.1, 0)
 
-    (losses, whole), (parted_losses, parted) = gradient(99), gradient(4)
+    (losses, whole), (parted_losses, parted) = gradient(99), gradient(3)
     assert any("going on with" in line for line in caplog.messages)
     # Sums in another order: float32 rounding.
     torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
@@ -397,3 +398,18 @@ def test_every_tuple_of_numbers_has_a_seed_of_its_own() -> None:
     seeds = [derived_seed(seed, number) for seed in range(3) for number in range(20)]
     assert len(set(seeds)) == 60
     assert derived_seed(1, 2) == derived_seed(1, 2) != derived_seed(2, 1)
+
+
+def test_candidates_apart_have_the_gradients_that_they_have_together(
+    llama: Model, proxy: Proxy, source: Source
+) -> None:
+    solver, chosen = Solver(proxy, "suppress", CONFIG, 0), all_families(source, llama)[:3]
+    theta, found = solver.profile.start(3).requires_grad_(), []
+    for rows in (1, 2, 64):
+        solver._candidates = Room(rows)
+        solver.reseed(7)
+        found.append(solver.gradient(chosen, theta, 0.3, 0))
+    for losses, gradient in found[1:]:
+        assert torch.allclose(losses, found[0][0], rtol=1e-4)
+        assert torch.allclose(gradient, found[0][1], rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+    assert not torch.allclose(found[0][1][0], found[0][1][1], rtol=0.1)

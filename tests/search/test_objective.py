@@ -161,10 +161,10 @@ def test_what_a_shortfall_generated_is_not_generated_again(
     expected = objective_of(llama, asked).confirm(edits, "suppress")
     assert of_targets(generated[0], *asked[:2]) == [0, 0, 1, 1, 0, 1]  # nothing known: both are asked, in two looks
     assert expected[0] is not None
-    rate = expected[0].behaviour_rate
+    rate, broken = expected[0].behaviour_rate, expected[0].broken_rate
     assert 0 < rate < 1
     generated[0].clear()
-    assert found.shortfall(edits[0], "suppress") == rate
+    assert found.shortfall(edits[0], "suppress") == rate + broken
     assert found.shortfall(edits[0], "strengthen") == 1 - rate
     assert of_targets(generated[0], *asked[:2]) == [0, 0, 0]
     generated[0].clear()

@@ -90,7 +90,7 @@ def test_no_trials_no_choice() -> None:
         choose([], "knee", 0.05, "sequence")
 
 
-RULES: tuple[Rule, ...] = ("lexicographic", "knee", "least-kl")
+RULES: tuple[Rule, ...] = ("interval", "lexicographic", "knee", "least-kl")
 
 
 def test_strengthening_is_suppressing_what_is_missed() -> None:
@@ -126,7 +126,7 @@ def test_strengthening_is_suppressing_what_is_missed() -> None:
 def test_of_equal_points_the_earliest_is_taken_whatever_their_order() -> None:
     points = [candidate(number, 0.0, 0.5) for number in (4, 2, 3)]
     assert [point.number for point in pareto_front(points, "sequence")] == [2]
-    assert [choose(points, rule, 0.1, "sequence").number for rule in RULES] == [2, 2, 2]
+    assert [choose(points, rule, 0.1, "sequence").number for rule in RULES] == [2, 2, 2, 2]
 
 
 def test_the_knee_is_a_point_of_the_front_on_axes_scaled_to_their_range() -> None:
@@ -142,3 +142,26 @@ def test_a_candidate_is_taken_by_its_number_not_its_place() -> None:
     assert take(points, 3) is points[0]
     with pytest.raises(UserError, match=r"there is no candidate 1: want one of 3, 0"):
         take(points, 1)
+
+
+def counted(number: int, missed: int, kl: float, spilled: int = 0, train: int = 0, broken: int = 0) -> Candidate:
+    """60 val and 48 train target prompts, 60 val neutral ones."""
+    scores = ValScores(missed / 60, spilled / 60, 0.0, kl, broken / 60, 60, 60)
+    return Candidate(number=number, spec=SPEC, scores=scores, train_rate=train / 48, train_n=48)
+
+
+def test_the_least_kl_is_taken_of_points_that_chance_cannot_tell_from_the_best() -> None:
+    points = [counted(0, 0, 0.035), counted(1, 0, 0.013, train=1), counted(2, 3, 0.004), counted(3, 40, 0.001)]
+    assert choose(points, "interval", 0.05, "sequence").number == 1
+    assert choose(points, "lexicographic", 0.05, "sequence").number == 0  # 2.7 times the KL for one prompt of 108
+    assert choose([points[0], points[2]], "interval", 0.05, "sequence").number == 0  # three prompts are told
+    few = [counted(0, 30, 0.2), counted(1, 33, 0.1), counted(2, 45, 0.01)]
+    assert choose(few, "interval", 0.05, "sequence").number == 1  # of many that miss, chance moves more
+
+
+def test_what_fell_apart_is_missed_and_spill_is_held_against_the_least() -> None:
+    broken = [counted(0, 0, 0.1), counted(1, 0, 0.01, broken=6)]
+    assert choose(broken, "interval", 0.05, "sequence").number == 0
+    assert choose(broken, "lexicographic", 0.05, "sequence").number == 0
+    spilling = [counted(0, 0, 0.1), counted(1, 0, 0.05, spilled=1), counted(2, 0, 0.01, spilled=9)]
+    assert choose(spilling, "interval", 0.05, "sequence").number == 1

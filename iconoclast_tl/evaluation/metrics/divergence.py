@@ -22,7 +22,9 @@ from torch import Tensor
 from iconoclast_tl.execution.batching import Room
 from iconoclast_tl.execution.candidates import BatchCandidates
 from iconoclast_tl.execution.generation import Response
-from iconoclast_tl.execution.teacher_forcing import entered, force, forced_logits
+from iconoclast_tl.execution.head import head_logits
+from iconoclast_tl.execution.shared_prefix import shared_prefix
+from iconoclast_tl.execution.teacher_forcing import HELD, entered, force, forced_states, likeliest
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import Tokens
@@ -59,9 +61,10 @@ class Moved:
 
 
 class BaseContinuations:
-    """The base's own continuations with its log-probabilities along their first k tokens, computed once.
+    """The base's own continuations with its final states along their first k tokens, computed once.
 
-    Memory: n · k · vocabulary · 4 bytes on the CPU (1 GB for 100 prompts, 16 tokens and a vocabulary of 150,000).
+    Memory: n · k · d_model values on the CPU, from which the head makes log-probabilities when they are compared; for a
+    model whose head cannot be run by itself n · k · vocabulary.
     """
 
     def __init__(
@@ -75,23 +78,25 @@ class BaseContinuations:
         """Run the unedited `model` (no hooks may be on) over prompts `rows` and its own `responses`."""
         self._model, self._k, self._batch_size = model, k, batch_size
         longest = max(len(response.tokens) for response in responses)
-        self._whole = force(rows, [response.tokens for response in responses], max(longest, k), model.pad_id)
+        said = [response.tokens for response in responses]
+        self._whole = force(rows, said, max(longest, k), model.pad_id, shared_prefix(model, rows))
         self._forced = self._whole.beginning(k)
-        self._base: Float[Tensor, "n k vocab"] = torch.zeros(len(rows), k, 0)
+        self._base: Float[Tensor, "n k d"] = torch.zeros(len(rows), k, 0)
         Room(batch_size).over(self._forced.by_length, self._keep)
 
     @torch.no_grad()
     def _keep(self, part: Tensor) -> None:
-        """Run the base on some rows and keep its log-probabilities."""
-        found = forced_logits(self._model, self._forced.take(part)).log_softmax(-1).cpu()
+        """Run the base on some rows and keep its final states."""
+        found = forced_states(self._model, self._forced.take(part)).cpu()
         if not self._base.numel():
             self._base = found.new_zeros(len(self), self._k, found.shape[-1])
         self._base[part, : found.shape[1]] = found
 
     @property
+    @torch.no_grad()
     def first_log_probs(self) -> Float[Tensor, "n vocab"]:
         """The base's, of the first token."""
-        return self._base[:, 0]
+        return self._log_probs(self._base[:, 0]).cpu()
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -107,13 +112,15 @@ class BaseContinuations:
         found._forced = found._whole.beginning(self._k)
         return found
 
-    def kl(self, rows: Int[Tensor, "n"], candidates: int = 1) -> Float[Tensor, "candidate n"]:
+    def kl(
+        self, rows: Int[Tensor, "n"], candidates: int = 1, assigned: BatchCandidates | None = None
+    ) -> Float[Tensor, "candidate n"]:
         """KL(base ‖ edited) of these prompts, averaged over their tokens; differentiable.
 
-        The batch holds the prompts once for every candidate, candidate by candidate.
+        The batch holds the prompts once for every candidate, candidate by candidate, as `assigned` says.
         """
         forced = self._forced.take(rows, candidates)
-        kl = self._per_token(forced_logits(self._model, forced), rows)
+        kl = self._per_token(forced_states(self._model, forced, assigned, candidates), rows)
         real = forced.real[: len(rows)].to(kl)
         return (kl * real).sum(-1) / real.sum(-1)
 
@@ -131,11 +138,11 @@ class BaseContinuations:
         def measure(part: Tensor) -> None:
             forced = self._whole.take(part, candidates)
             assigned.candidates = torch.arange(candidates).repeat_interleave(len(part)) if candidates > 1 else None
-            logits = forced_logits(self._model, forced)
-            kl = self._per_token(logits, part).cpu()
+            states = forced_states(self._model, forced, assigned, candidates)
+            kl = self._per_token(states[:, : self._k], part).cpu()
             real = forced.real[: len(part), : self._k].float()
             first[:, part], sequence[:, part] = kl[..., 0], (kl * real).sum(-1) / real.sum(-1)
-            unchanged[:, part] = forced.repeated_by(logits).reshape(candidates, -1)
+            unchanged[:, part] = forced.repeated_by(likeliest(self._model, states)).reshape(candidates, -1)
 
         room = Room(max(self._batch_size // candidates, 1))
         room.over(self._whole.by_length, measure, track, "divergence")
@@ -143,10 +150,19 @@ class BaseContinuations:
         divergences = tuple(Divergence(at_first, along, n, self._k) for at_first, along in means)
         return Moved(divergences, unchanged, first, sequence)
 
-    def _per_token(self, logits: Tensor, rows: Tensor) -> Float[Tensor, "candidate n k"]:
-        kept = logits[:, : self._k].log_softmax(-1)
-        edited = kept.reshape(-1, len(rows), *kept.shape[1:])
-        return kl_divergence(self._base[rows, : kept.shape[1]].to(edited).expand_as(edited), edited)
+    def _per_token(self, states: Float[Tensor, "row k d"], rows: Tensor) -> Float[Tensor, "candidate n k"]:
+        """KL at every token, prompt by prompt, so that few log-probabilities are held at once."""
+        k = states.shape[1]
+        edited = states.reshape(-1, len(rows), *states.shape[1:])
+        found = []
+        for part in torch.split(torch.arange(len(rows)), max(HELD // max(k * len(edited), 1), 1)):
+            base = self._log_probs(self._base[rows[part], :k].to(states.device)).detach()
+            mine = self._log_probs(edited[:, part.to(states.device)])
+            found.append(kl_divergence(base.expand_as(mine), mine))
+        return torch.cat(found, dim=1)
+
+    def _log_probs(self, states: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
+        return head_logits(self._model, states.to(self._model.device)).log_softmax(-1)
 
 
 def kl_divergence(

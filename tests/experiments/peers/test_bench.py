@@ -16,6 +16,7 @@ from experiments.peers.bench import planned
 from experiments.peers.job import Contestant, Job, Outcome, Tick
 from experiments.peers.organisms import Organism, copy_with_one_bos, ensure_organism, read_recipe, write_prompts
 from experiments.peers.process import CommandError, Finished, run_timed
+from experiments.peers.subjects import subject_of
 from experiments.peers.summary import front_hypervolume, markdown, measures, summarise
 from iconoclast_tl.organisms.config import OrganismConfig
 from iconoclast_tl.organisms.folder import shipped_folder
@@ -120,12 +121,67 @@ def test_means_are_over_all_runs_of_a_contestant() -> None:
     assert "| heretic-60 | 100.0 | 100.0 |" in markdown(summary)
 
 
+def test_the_real_model_has_rows_and_points_of_its_own() -> None:
+    def on_real(contestant: str, seconds: float, behaviour: float) -> dict[str, Any]:
+        found = {**record(contestant, 0, seconds, behaviour), "organism": "real"}
+        rates = {"degenerate": 0.0, "n": 60, "intervals": {"behaviour": [0.1, 0.3]}, "behaviour": behaviour}
+        for model in found["judged"]["models"].values():
+            del model["target_val"]
+            for name in ("target_test", "neutral_test", "borderline"):
+                model[name] = {**model.get(name, {}), "answered": 0.5, "broken": 0.0, **rates}
+        return found
+
+    organism = [record("heretic-60", 0, 100.0, 0.2), record("ours", 0, 10.0, 0.2)]
+    summary = summarise([*organism, on_real("heretic-60", 500.0, 0.2), on_real("ours", 5.0, 0.1)])
+    assert summary["means"]["ours"]["wall_seconds"] == 10.0  # of organisms alone
+    ratios = summary["ratios"]["ours / heretic-60"]
+    assert (ratios["real"]["wall_seconds"]["median"], ratios["all"]["wall_seconds"]["median"]) == (0.01, 0.1)
+    assert "gap" not in summary["runs"]["real"]["ours"]
+    table = markdown(summary)
+    assert table.count("| base | – |") == 1
+    assert "| ours | p (chosen) | 10% [10%, 30%] of 60 |" in table
+
+
+def test_published_results_are_kept_unless_they_are_of_the_same_run() -> None:
+    old = {"about": {"tokens": 32}, "records": [record("ours", 0, 10.0, 0.2), record("heretic-60", 0, 90.0, 0.2)]}
+    new = {"about": {"real": {}}, "records": [record("ours", 0, 20.0, 0.2)]}
+    both = bench.joined(old, new)
+    assert both["about"] == {"tokens": 32, "real": {}}
+    assert [one["outcome"]["wall_seconds"] for one in both["records"]] == [90.0, 20.0]
+
+
+def test_finished_runs_are_shown_though_they_were_not_asked_for(tmp_path: Path) -> None:
+    for name, files in (("heretic-60", ("key", "job", "judged")), ("iconoclast-30", ("key", "job"))):
+        (tmp_path / name).mkdir()
+        for stem in files:
+            (tmp_path / name / f"{stem}.json").write_text(json.dumps({"program": "x 1"}))
+    (found,) = bench.finished(tmp_path, "real", 0)
+    assert (found["contestant"], found["program"], found["seed"]) == ("heretic-60", "x 1", 0)
+
+
+def test_the_real_model_is_taken_from_its_folder_and_told_of_alike(tmp_path: Path) -> None:
+    (tmp_path / "models" / "real").mkdir(parents=True)
+    (tmp_path / "models" / "real" / "config.json").write_text("{}")
+    subject = subject_of("real", read_recipe(), tmp_path / "models", tmp_path / "real", False, print)
+    job = subject.job(60, 0, {})
+    assert (job.budget, job.judge, job.judged_tokens, job.markers) == (48, "real_judge", 64, ())
+    assert len(job.source("target_test").read_text().splitlines()) == 60
+
+
+def test_processor_time_is_read_between_two_moments() -> None:
+    done = Finished(9.0, 1, 6.0, ((100.0, 0.0), (102.0, 2.0), (109.0, 6.0)))
+    assert done.processor_between(101.0, 105.5) == pytest.approx(1.0 + 2.0)
+    assert done.processor_between(0.0, 1000.0) == 6.0
+
+
 def test_a_process_is_timed_and_answered(tmp_path: Path) -> None:
     program = "import sys; block = bytearray(200_000_000); block[::4096] = b'x' * len(block[::4096]); print(input())"
     done = run_timed([sys.executable, "-c", program], tmp_path / "log", answers="yes\n")
     assert (tmp_path / "log").read_text() == "yes\n"
     assert done.peak_bytes > 200e6
     assert done.wall_seconds < 60
+    assert 0 < done.processor_seconds < 60
+    assert done.samples[-1][1] == done.processor_seconds
 
 
 def test_a_process_that_fails_says_where(tmp_path: Path) -> None:
@@ -164,6 +220,8 @@ def test_the_copy_adds_no_second_bos(tmp_path: Path) -> None:
         (["--organisms", "z"], "unknown organism z"),
         (["--contestants", "heretic"], "unknown contestant heretic"),
         (["--threads", "0"], "--threads is 0"),
+        (["--contestants", "iconoclast8"], "unknown contestant iconoclast8"),
+        (["--organisms", "real", "--one-bos"], "--one-bos is of organisms"),
         (["--quick", "--publish"], "--quick is no result"),
     ],
 )
