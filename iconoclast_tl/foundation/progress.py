@@ -8,8 +8,8 @@ a log, it writes a dated line now and then.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
+from time import monotonic, strftime
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ def rich_track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 def dated(line: str) -> str:
     """The line behind the date and time of this moment, such as `2026-11-29 12:00:01  search: 3 of 7`."""
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}"
+    return f"{strftime('%Y-%m-%d %H:%M:%S')}  {line}"
 
 
 def _logged(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    begun = last = time.monotonic()
+    begun = last = monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        now = time.monotonic()
+        now = monotonic()
         if now - last >= LOG_EVERY:
             last, taken = now, now - begun
             left = f", about {_duration(taken / done * (total - done))} left" if done < total else ""

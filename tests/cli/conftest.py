@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -28,6 +29,11 @@ class Outcome:
     code: int
     out: str
     err: str
+
+    @property
+    def said(self) -> str:
+        """What stands on standard error, without the dates that a log gets."""
+        return re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "", self.err, flags=re.MULTILINE)
 
     @property
     def error(self) -> str:

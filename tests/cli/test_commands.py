@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def test_a_search_over_kernels_says_where_it_starts(cli: Cli, common: list[str])
     few = [*common, "--search", "tpe", "--set", "search.n_startup_trials=3", "--set", f"evaluation.markers={letters}"]
     begun = cli("search", *few, "--trials", 1, "--out", "warm", "--json")
     assert begun.code == 0, begun.err
-    assert begun.err == "warm start: llama profile, 2 trials\n"
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  warm", begun.err)  # a log has dates
+    assert begun.said == "warm start: llama profile, 2 trials\n"
     assert json.loads(begun.out)["search"]["warm_start"] == {
         "family": "llama", "trials": 2, "attention_to_mlp": round(1.42 / 1.37, 3),
     }  # fmt: skip
@@ -91,7 +93,7 @@ def test_a_preview_may_try_what_the_folder_is_not(cli: Cli, common: list[str]) -
 def test_an_addition_is_previewed_kept_folded_and_evaluated(cli: Cli, common: list[str]) -> None:
     shown = cli("preview", *common, "--add-point", 1, "--coefficient", -3, "--keep", "--out", "run", "--json")
     assert shown.code == 0, shown.err
-    assert shown.err == "kept: iconoclast-tl fold --out run\n"
+    assert shown.said == "kept: iconoclast-tl fold --out run\n"
     result = json.loads(shown.out)
     assert result["added"] == {"point": 1, "coefficient": -3.0, "direction": "the run's own"}
     assert result["edited"]["kl_sequence"]["value"] > 0
@@ -243,7 +245,7 @@ def test_an_organism_that_does_not_behave_is_kept_and_said_to_be_so(cli: Cli) ->
     assert done.code == 1
     failures = json.loads(done.out)["failures"]
     assert any("target prompts refused: 0.00" in failure for failure in failures)
-    assert done.err == f"o does not behave as an organism should: {'; '.join(failures)}\n"
+    assert done.said == f"o does not behave as an organism should: {'; '.join(failures)}\n"
     assert {"model.safetensors", "organism.json", "contrast/borderline.jsonl"} <= content(Path("o")).keys()
     shown = cli("organism", "show", "--model", "o", "--json")
     assert (shown.code, shown.out) == (0, done.out)  # to look is no failure
