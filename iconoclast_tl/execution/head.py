@@ -14,10 +14,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iconoclast_tl.execution.batching import is_out_of_memory
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import TokenBatch
 
 _KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+class _BodyOutput(tuple[Tensor]):
+    """What the body of a model returns, by name or by place; all that a head hands on besides is None."""
+
+    def __new__(cls, states: Tensor) -> _BodyOutput:
+        return super().__new__(cls, (states,))
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
 
 
 class _Reached(Exception):  # noqa: N818 - no error: what ends a pass in front of the head
@@ -59,9 +72,9 @@ def _agrees(model: Model) -> bool:
     try:
         expected = model.hf(**inputs, logits_to_keep=2).logits
         found = _head(model, _before_head(model, inputs, 2))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # a model of another make may fail in any way
+    except Exception as error:  # a model of another make may fail in any way
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
         return False
     tolerance = max(1e-5, 8 * torch.finfo(expected.dtype).eps)
     same = found.shape == expected.shape
@@ -83,11 +96,9 @@ def _before_head(model: Model, inputs: dict[str, Any], k: int) -> Tensor:
 
 
 def _head(model: Model, states: Tensor) -> Tensor:
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
     body, flat = model.hf.base_model, states.reshape(1, -1, states.shape[-1])
     own = body.__dict__.get("forward")  # accelerate puts one there
-    body.forward = lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=flat)
+    body.forward = lambda *args, **kwargs: _BodyOutput(flat)
     try:
         ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         logits: Tensor = model.hf(input_ids=ids, use_cache=False).logits

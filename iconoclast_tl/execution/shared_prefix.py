@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from iconoclast_tl.execution.batching import is_out_of_memory
 from iconoclast_tl.execution.candidates import BatchCandidates
 from iconoclast_tl.execution.resumption import Entering, entering, starting_at
 from iconoclast_tl.models.model import Model
@@ -116,9 +117,9 @@ def _agrees(model: Model) -> bool:
         rest = left_pad(ends, model.pad_id, cached=len(prefix))
         cache = rows_of(model, prefix.cache(model), torch.zeros(2, dtype=torch.long))
         found = model.hf(**model.inputs(rest), past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # a cache of another kind may fail in any way
+    except Exception as error:  # a cache of another kind may fail in any way
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
         return False
     tolerance = max(1e-5, 8 * torch.finfo(expected.dtype).eps)
     return bool((expected - found).abs().max() <= tolerance * expected.abs().max())

@@ -21,7 +21,8 @@ def inputs_of(model: Model, rows: list[Tokens]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["Llama, tied", "Gemma 2", "Granite"])  # Gemma caps its logits, Granite scales them
+# Gemma caps its logits, Granite scales them.
+@pytest.mark.parametrize("name", ["Llama, tied", "Gemma 2", "Granite", "GPT-2", "Mixtral"])
 def test_the_head_on_final_states_gives_the_logits(
     load: Callable[..., Model], tmp_path: Path, rows: list[Tokens], name: str
 ) -> None:
