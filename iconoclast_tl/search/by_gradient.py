@@ -48,7 +48,8 @@ def _confirmed(job: Job, points: Sequence[Point], about: dict[str, Any]) -> dict
     edits = [job.source.build(points[number].spec) for number in front]
     n = [len(job.val.suite[side].rows) for side in ("target", "neutral")]
     job.say(f"confirming {len(front)} of {len(points)} points on val: {n[0]} target and {n[1]} neutral prompts")
-    found = dict(zip(front, job.objective.confirm(edits, job.config.goal, job.config.kl), strict=True))
+    kl = [points[number].proxy_kl for number in front]
+    found = dict(zip(front, job.objective.confirm(edits, kl, job.config.goal), strict=True))
     scores = [found.get(number) for number in range(len(points))]
     _warn_of_no_gain(job, scores)
     confirmed = [one and one.to_json() for one in scores]

@@ -79,7 +79,7 @@ class Objective:
     def __init__(self, base: Baseline, sites: Mapping[Site, HookedModule]) -> None:
         """Compare edits at `sites` with the base's responses to val prompts."""
         self._base, self._sites = base, sites
-        self._known: dict[str, list[Said]] = {}
+        self._known: dict[str, dict[int, Said]] = {}
 
     @property
     def base_scores(self) -> ValScores:
@@ -108,26 +108,39 @@ class Objective:
 
     def __call__(self, edits: Sequence[Edit]) -> list[ValScores]:
         """Preview the edits together and score each."""
-        every = self._scores(edits, drop=None)
-        return [scores for scores in every if scores is not None]
-
-    def confirm(self, edits: Sequence[Edit], goal: Goal, kl: KlKind = "sequence") -> list[ValScores | None]:
-        """Score edits; None for one that, after a first look, another beats beyond what chance explains."""
-        return self._scores(edits, (goal, kl))
-
-    def _scores(self, edits: Sequence[Edit], drop: tuple[Goal, KlKind] | None) -> list[ValScores | None]:
         if not edits:
             return []
-        continuations = self._continuations(edits)
+        continuations, every = self._continuations(edits), range(len(edits))
         with hooked(stack_updates([edit_updates(edit, self._sites) for edit in edits]), self._sites) as assigned:
-            moved = continuations.moved(assigned, len(edits))
-            said, going = self._targets(assigned, edits, moved, drop)
-            spills = self._neutral_labels(assigned, moved, going)
-        scores: list[ValScores | None] = [None] * len(edits)
-        for c in going:
-            divergence = moved.divergences[c]
-            scores[c] = self._of(said[c], spills[c], divergence.first_token, divergence.sequence)
-        return scores
+            said = self._responses(assigned, edits, dict.fromkeys(every, range(self._n_targets)))
+            moved = continuations.moved(assigned, len(edits), self._base.track)
+            spills = self._neutral_labels(assigned, moved)
+        divergences = moved.divergences
+        return [self._of(said[c], spills[c], divergences[c].first_token, divergences[c].sequence) for c in every]
+
+    def confirm(self, edits: Sequence[Edit], kl: Sequence[float], goal: Goal) -> list[ValScores | None]:
+        """Score edits; None for one that another beats by responses to target prompts alone.
+
+        kl: what the search measured of each on train. After a first look an edit is beaten where it misses the goal
+        more often than one of no larger KL, beyond what chance explains; after the whole split where one is no worse in
+        either and better in one. Divergence and spill on val, which take longer, are measured of the others only.
+        """
+        left = self._unbeaten(edits, kl, goal)
+        found = dict(zip(left, self([edits[c] for c in left]), strict=True))
+        return [found.get(c) for c in range(len(edits))]
+
+    def _unbeaten(self, edits: Sequence[Edit], kl: Sequence[float], goal: Goal) -> list[int]:
+        if len(edits) < 2:
+            return list(range(len(edits)))
+        n, going = self._n_targets, list(range(len(edits)))
+        missed: list[list[bool]] = [[] for _ in edits]
+        looked = min(FIRST_LOOK, n)
+        with hooked(stack_updates([edit_updates(edit, self._sites) for edit in edits]), self._sites) as assigned:
+            for prompts in (range(looked), range(looked, n)):
+                for c, found in self._responses(assigned, edits, dict.fromkeys(going, prompts)).items():
+                    missed[c] += [one.misses(goal) for one in found]
+                going = _undominated(going, missed, kl)
+        return [c for c in going if not any(_beats((sum(missed[o]), kl[o]), (sum(missed[c]), kl[c])) for o in going)]
 
     def _continuations(self, edits: Sequence[Edit]) -> BaseContinuations:
         """The base's; where several edits leave the first layers alone, without these, which are run once for all."""
@@ -138,37 +151,20 @@ class Objective:
         batch = left_pad(self._base.suite["neutral"].rows[:2], model.pad_id)
         return found.from_layer(layer) if resumes(model, batch, layer) else found
 
-    def _targets(
-        self, assigned: BatchCandidates, edits: Sequence[Edit], moved: Moved, drop: tuple[Goal, KlKind] | None
-    ) -> tuple[list[list[Said]], list[int]]:
-        """What became of target prompts under every candidate still going, and which are."""
-        n, going = self._n_targets, list(range(len(edits)))
-        said: list[list[Said]] = [[] for _ in going]
-        first = range(min(FIRST_LOOK, n)) if drop is not None and len(going) > 1 else range(n)
-        for prompts in (first, range(len(first), n)):
-            for c, found in self._responses(assigned, edits, dict.fromkeys(going, prompts)).items():
-                said[c] += found
-            if drop is not None:
-                going = _undominated(going, said, moved, *drop)
-        return said, going
-
     def _responses(
         self, assigned: BatchCandidates, edits: Sequence[Edit], wanted: Mapping[int, range]
     ) -> dict[int, list[Said]]:
-        """Candidate → its target prompts; an edit of which all is known does not generate again."""
-        digests = {c: edits[c].digest() for c in wanted}
-        asked = [(c, prompt) for c, prompts in wanted.items() for prompt in prompts if digests[c] not in self._known]
-        found = {c: self._known.get(digests[c], [])[p.start : p.stop] for c, p in wanted.items()}
-        for (c, _), said in zip(asked, self._ask(assigned, "target", asked), strict=True):
-            found[c].append(said)
-        self._known |= {digests[c]: said for c, said in found.items() if len(said) == self._n_targets}
-        return found
+        """Candidate → its target prompts; what is known of an edit is not generated again."""
+        known = {c: self._known.setdefault(edits[c].digest(), {}) for c in wanted}
+        asked = [(c, prompt) for c, prompts in wanted.items() for prompt in prompts if prompt not in known[c]]
+        for (c, prompt), said in zip(asked, self._ask(assigned, "target", asked), strict=True):
+            known[c][prompt] = said
+        return {c: [known[c][prompt] for prompt in prompts] for c, prompts in wanted.items()}
 
-    def _neutral_labels(self, assigned: BatchCandidates, moved: Moved, going: Sequence[int]) -> dict[int, list[bool]]:
+    def _neutral_labels(self, assigned: BatchCandidates, moved: Moved) -> list[list[bool]]:
         """The base's label where the response stays the base's; generated where it may not."""
-        changed = (~moved.unchanged).tolist()
-        asked = [(c, prompt) for c in going for prompt, moves in enumerate(changed[c]) if moves]
-        spills = {c: list(self._base.shows["neutral"]) for c in going}
+        asked = [(c, prompt) for c, prompt in (~moved.unchanged).nonzero().tolist()]
+        spills = [list(self._base.shows["neutral"]) for _ in moved.divergences]
         for (c, prompt), said in zip(asked, self._ask(assigned, "neutral", asked), strict=True):
             spills[c][prompt] = said.shows
         return spills
@@ -181,6 +177,8 @@ class Objective:
             base.config.max_new_tokens,
             base.config.batch_rows,
             lanes=Lanes(assigned, [c for c, _ in asked]),
+            track=base.track,
+            description=f"{name} val prompts of {len({c for c, _ in asked})} edits",
             decided=base.detector.settled,
         )
         prompts = base.suite[name].prompts
@@ -201,10 +199,12 @@ def _share(labels: Sequence[bool]) -> float:
     return sum(labels) / len(labels)
 
 
-def _undominated(
-    going: Sequence[int], said: Sequence[Sequence[Said]], moved: Moved, goal: Goal, kind: KlKind
-) -> list[int]:
+def _undominated(going: Sequence[int], missed: Sequence[Sequence[bool]], kl: Sequence[float]) -> list[int]:
     """Without those whose interval lies above that of one with no larger KL: more prompts would hardly change it."""
-    missed = {c: rate([one.misses(goal) for one in said[c]], 0) for c in going}
-    kl = [d.sequence if kind == "sequence" else d.first_token for d in moved.divergences]
-    return [c for c in going if not any(kl[o] <= kl[c] and missed[o].high < missed[c].low for o in going)]
+    rates = {c: rate(missed[c], 0) for c in going}
+    return [c for c in going if not any(kl[o] <= kl[c] and rates[o].high < rates[c].low for o in going)]
+
+
+def _beats(one: tuple[int, float], other: tuple[int, float]) -> bool:
+    """Whether one (prompts missed, KL) is no worse in both, and better in one."""
+    return one[0] <= other[0] and one[1] <= other[1] and one != other

@@ -103,9 +103,19 @@ def test_only_points_that_are_clearly_beaten_are_dropped(
 ) -> None:
     objective = objective_of(llama, asked)
     edits = [scaled(random_edit(), factor) for factor in (1.0, 0.0)]
-    # Four prompts tell nothing apart: both stay, and both are scored as ever.
-    assert objective.confirm(edits, "suppress") == objective(edits)
+    first, still = (objective.shortfall(edit, "suppress") for edit in edits)
+    assert first != still
+    # Four prompts tell nothing apart: a point that misses more stays where it costs less, and is scored as ever.
+    kl = [0.1, 0.2] if first > still else [0.2, 0.1]
+    assert objective.confirm(edits, kl, "suppress") == objective(edits)
+    dropped = objective.confirm(edits, kl[::-1], "suppress")  # misses more and costs more
+    assert [one is None for one in dropped] == [first > still, still > first]
+    as_often = objective.confirm([edits[0], scaled(random_edit(), 1.001)], [0.1, 0.2], "suppress")
+    assert [one is None for one in as_often] == [False, True]  # as good for less
 
+
+KL = [0.0, 0.5]
+"""Of two edits, the dearer one last."""
 
 Asked = list[tuple[int, list[int]]]
 """(candidate, prompt) of every response that was generated."""
@@ -158,7 +168,7 @@ def test_what_a_shortfall_generated_is_not_generated_again(
 ) -> None:
     monkeypatch.setattr(objective, "FIRST_LOOK", 2)
     edits, found = [scaled(random_edit(), factor) for factor in (0.0, 1.0)], objective_of(llama, asked)
-    expected = objective_of(llama, asked).confirm(edits, "suppress")
+    expected = objective_of(llama, asked).confirm(edits, KL, "suppress")
     assert of_targets(generated[0], *asked[:2]) == [0, 0, 1, 1, 0, 1]  # nothing known: both are asked, in two looks
     assert expected[0] is not None
     rate, broken = expected[0].behaviour_rate, expected[0].broken_rate
@@ -168,10 +178,11 @@ def test_what_a_shortfall_generated_is_not_generated_again(
     assert found.shortfall(edits[0], "strengthen") == 1 - rate
     assert of_targets(generated[0], *asked[:2]) == [0, 0, 0]
     generated[0].clear()
-    assert found.confirm(edits, "suppress") == expected
+    assert found.confirm(edits, KL, "suppress") == expected
     assert of_targets(generated[0], *asked[:2]) == [1, 1, 1]
     turned = found(edits[::-1])  # a look at a part is not taken for the whole
     for one, other in zip(turned, expected[::-1], strict=True):
+        assert other is not None
         assert (one.behaviour_rate, one.spill_rate) == (other.behaviour_rate, other.spill_rate)
         # Other rows in a batch round otherwise on some processors: a few float32 eps of log-probabilities near 4.
         assert one.kl_sequence == pytest.approx(other.kl_sequence, abs=2e-6)
@@ -205,7 +216,7 @@ def test_a_look_at_a_part_counts_every_prompt_once(
         return honest(going, shows, *rest)
 
     monkeypatch.setattr(objective, "_undominated", looking)
-    found.confirm(edits, goal)
+    found.confirm(edits, [0.5, 0.0], goal)
     assert seen == [[2, 2], [6, 6]]
     assert not of_targets(generated[0], target, questions(rows[3:]))
 
@@ -219,14 +230,22 @@ def test_a_point_is_dropped_where_another_does_clearly_better_at_no_larger_kl(
     assert [one.behaviour_rate for one in scores] == [1, 0]
     assert scores[0].kl_sequence > 0.01 > scores[1].kl_sequence
     generated[0].clear()
-    assert found.confirm(edits, "suppress") == [None, scores[1]]
+    beaten, kept = found.confirm(edits, [0.5, 0.0], "suppress")
+    assert beaten is None
+    assert kept is not None
+    assert kept.behaviour_rate == 0
     counts = [of_targets(generated[0], target, questions(rows[3:])).count(c) for c in (0, 1)]
     assert counts == [6, 9]  # a first look was enough
     assert not [row for c, row in generated[0] if c == 0 and row not in target.rows]  # and its spill is not asked
-    assert found.confirm(edits, "strengthen") == scores  # what it misses least costs most: neither beats the other
-    few, _, edits = telling(llama, [rows[0], rows[0], *[rows[4]] * 4], rows[3:])
-    assert [one.behaviour_rate for one in few(edits)] == [pytest.approx(1 / 3), 0]
-    assert None not in few.confirm(edits, "suppress")  # 2 of 6 against 0 of 6: within what chance explains
+    # What it misses least costs most: neither beats the other.
+    assert found.confirm(edits, [0.5, 0.0], "strengthen") == scores
+
+
+def test_a_look_drops_nothing_within_what_chance_explains() -> None:
+    few, many = ([[True] * hits + [False] * 4, [False] * (hits + 4)] for hits in (2, 6))
+    assert objective._undominated([0, 1], few, [0.5, 0.0]) == [0, 1]  # 2 of 6 against 0 of 6
+    assert objective._undominated([0, 1], many, [0.5, 0.0]) == [1]  # 6 of 10 against 0 of 10
+    assert objective._undominated([0, 1], many, [0.0, 0.5]) == [0, 1]  # for less
 
 
 def test_only_neutral_prompts_whose_response_changes_are_generated_from(
