@@ -8,7 +8,7 @@ from typing import Any
 
 from iconoclast_tl.search.families import families
 from iconoclast_tl.search.job import Found, Job
-from iconoclast_tl.search.objective import Goal, ValScores
+from iconoclast_tl.search.objective import Goal, OnTrain, ValScores
 from iconoclast_tl.search.pareto import Candidate, changing
 from iconoclast_tl.search.rank_correlation import rank_correlation
 from iconoclast_tl.search.solver import Solver
@@ -48,8 +48,9 @@ def _confirmed(job: Job, points: Sequence[Point], about: dict[str, Any]) -> dict
     edits = [job.source.build(points[number].spec) for number in front]
     n = [len(job.val.suite[side].rows) for side in ("target", "neutral")]
     job.say(f"confirming {len(front)} of {len(points)} points on val: {n[0]} target and {n[1]} neutral prompts")
-    kl = [points[number].proxy_kl for number in front]
-    found = dict(zip(front, job.objective.confirm(edits, kl, job.config.goal), strict=True))
+    goal = job.config.goal
+    on_train = [OnTrain(points[number].said.shortfall(goal), points[number].proxy_kl) for number in front]
+    found = dict(zip(front, job.objective.confirm(edits, on_train, goal), strict=True))
     scores = [found.get(number) for number in range(len(points))]
     _warn_of_no_gain(job, scores)
     confirmed = [one and one.to_json() for one in scores]

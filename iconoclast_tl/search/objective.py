@@ -7,6 +7,7 @@ label is decided, and a neutral response that teacher forcing has shown to stay 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
 
@@ -73,6 +74,14 @@ class Said(NamedTuple):
         return not self.shows if goal == "strengthen" else self.shows or self.broken
 
 
+class OnTrain(NamedTuple):
+    """What a search measured of an edit on train prompts."""
+
+    missed: float
+    """The share of target prompts at which the goal is missed."""
+    kl: float
+
+
 class Objective:
     """Scores edits on the target and neutral prompts of val."""
 
@@ -111,36 +120,42 @@ class Objective:
         if not edits:
             return []
         continuations, every = self._continuations(edits), range(len(edits))
-        with hooked(stack_updates([edit_updates(edit, self._sites) for edit in edits]), self._sites) as assigned:
+        with self._previewed(edits) as assigned:
             said = self._responses(assigned, edits, dict.fromkeys(every, range(self._n_targets)))
             moved = continuations.moved(assigned, len(edits), self._base.track)
             spills = self._neutral_labels(assigned, moved)
         divergences = moved.divergences
         return [self._of(said[c], spills[c], divergences[c].first_token, divergences[c].sequence) for c in every]
 
-    def confirm(self, edits: Sequence[Edit], kl: Sequence[float], goal: Goal) -> list[ValScores | None]:
+    def confirm(self, edits: Sequence[Edit], on_train: Sequence[OnTrain], goal: Goal) -> list[ValScores | None]:
         """Score edits; None for one that another beats by responses to target prompts alone.
 
-        kl: what the search measured of each on train. After a first look an edit is beaten where it misses the goal
-        more often than one of no larger KL, beyond what chance explains; after the whole split where one is no worse in
-        either and better in one. Divergence and spill on val, which take longer, are measured of the others only.
+        An edit is beaten after a first look where it misses the goal on val more often than one of no larger KL on
+        train, beyond what chance explains; after the whole split where another is no worse in prompts missed on val, in
+        prompts missed on train and in KL on train, and better in one of them. Divergence and spill on val, which take
+        longer, are measured of the others only: that a beaten edit may spill less is not looked at.
         """
-        left = self._unbeaten(edits, kl, goal)
+        left = self._unbeaten(edits, on_train, goal)
         found = dict(zip(left, self([edits[c] for c in left]), strict=True))
         return [found.get(c) for c in range(len(edits))]
 
-    def _unbeaten(self, edits: Sequence[Edit], kl: Sequence[float], goal: Goal) -> list[int]:
-        if len(edits) < 2:
-            return list(range(len(edits)))
+    def _unbeaten(self, edits: Sequence[Edit], on_train: Sequence[OnTrain], goal: Goal) -> list[int]:
         n, going = self._n_targets, list(range(len(edits)))
+        if len(edits) < 2:
+            return going
         missed: list[list[bool]] = [[] for _ in edits]
         looked = min(FIRST_LOOK, n)
-        with hooked(stack_updates([edit_updates(edit, self._sites) for edit in edits]), self._sites) as assigned:
+        with self._previewed(edits) as assigned:
             for prompts in (range(looked), range(looked, n)):
                 for c, found in self._responses(assigned, edits, dict.fromkeys(going, prompts)).items():
                     missed[c] += [one.misses(goal) for one in found]
-                going = _undominated(going, missed, kl)
-        return [c for c in going if not any(_beats((sum(missed[o]), kl[o]), (sum(missed[c]), kl[c])) for o in going)]
+                going = _undominated(going, missed, [one.kl for one in on_train])
+        measured = {c: (sum(missed[c]), *on_train[c]) for c in going}
+        return [c for c in going if not any(_beats(other, measured[c]) for other in measured.values())]
+
+    def _previewed(self, edits: Sequence[Edit]) -> AbstractContextManager[BatchCandidates]:
+        """Hooks for the edits as candidates of one batch."""
+        return hooked(stack_updates([edit_updates(edit, self._sites) for edit in edits]), self._sites)
 
     def _continuations(self, edits: Sequence[Edit]) -> BaseContinuations:
         """The base's; where several edits leave the first layers alone, without these, which are run once for all."""
@@ -178,7 +193,7 @@ class Objective:
             base.config.batch_rows,
             lanes=Lanes(assigned, [c for c, _ in asked]),
             track=base.track,
-            description=f"{name} val prompts of {len({c for c, _ in asked})} edits",
+            description=f"responses to {name} val prompts",
             decided=base.detector.settled,
         )
         prompts = base.suite[name].prompts
@@ -205,6 +220,6 @@ def _undominated(going: Sequence[int], missed: Sequence[Sequence[bool]], kl: Seq
     return [c for c in going if not any(kl[o] <= kl[c] and rates[o].high < rates[c].low for o in going)]
 
 
-def _beats(one: tuple[int, float], other: tuple[int, float]) -> bool:
-    """Whether one (prompts missed, KL) is no worse in both, and better in one."""
-    return one[0] <= other[0] and one[1] <= other[1] and one != other
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether one is no larger in all of its numbers, and less in one of them."""
+    return one != other and all(mine <= its for mine, its in zip(one, other, strict=True))

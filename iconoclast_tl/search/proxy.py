@@ -24,6 +24,7 @@ from iconoclast_tl.execution.generation import generate
 from iconoclast_tl.execution.shared_prefix import shared_prefix
 from iconoclast_tl.scores.log_odds import LogOdds
 from iconoclast_tl.scores.prefixes import Layout, TokenPrefix, deciding_prefixes, known_prefixes
+from iconoclast_tl.search.objective import Goal
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class OnPolicy:
     learned: int
     n: int = 0
     """Target prompts."""
+
+    def shortfall(self, goal: Goal) -> float:
+        """The share of target prompts at which the goal is missed; a response that fell apart misses either."""
+        return self.behaviour_rate + self.broken_rate if goal == "suppress" else 1 - self.behaviour_rate
 
 
 class Proxy:

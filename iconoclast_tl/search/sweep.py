@@ -284,12 +284,8 @@ class PriceSweep:
 
         Some prompts are missed whatever the price, such as those at which the base's responses fall apart.
         """
-        *before, last, now = [math.inf, *(self._missed(point) for point in found)]
+        *before, last, now = [math.inf, *(point.said.shortfall(self._solver.goal) for point in found)]
         return min(before, default=math.inf) <= min(last, now) <= STUCK * self._base_shortfall
-
-    def _missed(self, point: Point) -> float:
-        broken = point.said.broken_rate if self._solver.goal == "suppress" else 0.0
-        return self._solver.shortfall(point.said.behaviour_rate) + broken
 
     def _is_stuck(self, walk: Walk) -> bool:
         missed = (self._solver.shortfall(point.said.behaviour_rate) for point in walk.points)

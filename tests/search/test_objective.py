@@ -22,7 +22,7 @@ from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.prompt import Prompt
 from iconoclast_tl.search import objective
-from iconoclast_tl.search.objective import Goal, Objective, ValScores
+from iconoclast_tl.search.objective import Goal, Objective, OnTrain, ValScores
 from tests.edits.edits import random_edit, scaled
 from tests.execution.test_resumption import edit_from
 from tests.execution.ties import without_ties
@@ -98,7 +98,7 @@ def test_the_base_scores_as_an_edit_without_strength(
     assert scores.behaviour_rate > 0
 
 
-def test_only_points_that_are_clearly_beaten_are_dropped(
+def test_only_points_that_another_beats_are_dropped(
     llama: Model, asked: tuple[Questions, Questions, EvaluationConfig]
 ) -> None:
     objective = objective_of(llama, asked)
@@ -106,16 +106,20 @@ def test_only_points_that_are_clearly_beaten_are_dropped(
     first, still = (objective.shortfall(edit, "suppress") for edit in edits)
     assert first != still
     # Four prompts tell nothing apart: a point that misses more stays where it costs less, and is scored as ever.
-    kl = [0.1, 0.2] if first > still else [0.2, 0.1]
-    assert objective.confirm(edits, kl, "suppress") == objective(edits)
-    dropped = objective.confirm(edits, kl[::-1], "suppress")  # misses more and costs more
+    cheap, dear = OnTrain(0.5, 0.1), OnTrain(0.5, 0.2)
+    on_train = [cheap, dear] if first > still else [dear, cheap]
+    assert objective.confirm(edits, on_train, "suppress") == objective(edits)
+    dropped = objective.confirm(edits, on_train[::-1], "suppress")  # misses more and costs more
     assert [one is None for one in dropped] == [first > still, still > first]
-    as_often = objective.confirm([edits[0], scaled(random_edit(), 1.001)], [0.1, 0.2], "suppress")
+    alike = [edits[0], scaled(random_edit(), 1.001)]
+    as_often = objective.confirm(alike, [cheap, dear], "suppress")
     assert [one is None for one in as_often] == [False, True]  # as good for less
+    better_on_train = objective.confirm(alike, [cheap, OnTrain(0.25, 0.2)], "suppress")
+    assert None not in better_on_train  # val alone does not decide: the rule counts train prompts, too
 
 
-KL = [0.0, 0.5]
-"""Of two edits, the dearer one last."""
+ON_TRAIN = [OnTrain(0.5, 0.0), OnTrain(0.5, 0.5)]
+"""Of two edits that miss as often, the dearer one last."""
 
 Asked = list[tuple[int, list[int]]]
 """(candidate, prompt) of every response that was generated."""
@@ -168,7 +172,7 @@ def test_what_a_shortfall_generated_is_not_generated_again(
 ) -> None:
     monkeypatch.setattr(objective, "FIRST_LOOK", 2)
     edits, found = [scaled(random_edit(), factor) for factor in (0.0, 1.0)], objective_of(llama, asked)
-    expected = objective_of(llama, asked).confirm(edits, KL, "suppress")
+    expected = objective_of(llama, asked).confirm(edits, ON_TRAIN, "suppress")
     assert of_targets(generated[0], *asked[:2]) == [0, 0, 1, 1, 0, 1]  # nothing known: both are asked, in two looks
     assert expected[0] is not None
     rate, broken = expected[0].behaviour_rate, expected[0].broken_rate
@@ -178,7 +182,7 @@ def test_what_a_shortfall_generated_is_not_generated_again(
     assert found.shortfall(edits[0], "strengthen") == 1 - rate
     assert of_targets(generated[0], *asked[:2]) == [0, 0, 0]
     generated[0].clear()
-    assert found.confirm(edits, KL, "suppress") == expected
+    assert found.confirm(edits, ON_TRAIN, "suppress") == expected
     assert of_targets(generated[0], *asked[:2]) == [1, 1, 1]
     turned = found(edits[::-1])  # a look at a part is not taken for the whole
     for one, other in zip(turned, expected[::-1], strict=True):
@@ -216,7 +220,7 @@ def test_a_look_at_a_part_counts_every_prompt_once(
         return honest(going, shows, *rest)
 
     monkeypatch.setattr(objective, "_undominated", looking)
-    found.confirm(edits, [0.5, 0.0], goal)
+    found.confirm(edits, ON_TRAIN[::-1], goal)
     assert seen == [[2, 2], [6, 6]]
     assert not of_targets(generated[0], target, questions(rows[3:]))
 
@@ -230,7 +234,7 @@ def test_a_point_is_dropped_where_another_does_clearly_better_at_no_larger_kl(
     assert [one.behaviour_rate for one in scores] == [1, 0]
     assert scores[0].kl_sequence > 0.01 > scores[1].kl_sequence
     generated[0].clear()
-    beaten, kept = found.confirm(edits, [0.5, 0.0], "suppress")
+    beaten, kept = found.confirm(edits, ON_TRAIN[::-1], "suppress")
     assert beaten is None
     assert kept is not None
     assert kept.behaviour_rate == 0
@@ -238,7 +242,7 @@ def test_a_point_is_dropped_where_another_does_clearly_better_at_no_larger_kl(
     assert counts == [6, 9]  # a first look was enough
     assert not [row for c, row in generated[0] if c == 0 and row not in target.rows]  # and its spill is not asked
     # What it misses least costs most: neither beats the other.
-    assert found.confirm(edits, [0.5, 0.0], "strengthen") == scores
+    assert found.confirm(edits, ON_TRAIN[::-1], "strengthen") == scores
 
 
 def test_a_look_drops_nothing_within_what_chance_explains() -> None:
