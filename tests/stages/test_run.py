@@ -69,7 +69,8 @@ def test_stage_by_stage_is_the_whole_and_the_command_line(
     assert parts.edit.digest() == edit.digest() == whole.edit.digest()
     assert timeless(parts.results) == timeless(results)
     flags = [part for key, value in settings.items() if key != "evaluation" for part in ("--set", f"{key}={value}")]
-    said = cli("run", *flags, "--set", f"evaluation.markers={json.dumps(MARKERS)}", "--out", "run", "--json")
+    markers, out = f"evaluation.markers={json.dumps(MARKERS)}", str(tmp_path / "run")
+    said = cli("run", *flags, "--set", markers, "--out", out, "--json")
     assert said.code == 0, said.err
     assert timeless(json.loads(said.out)) == timeless(results)
 
