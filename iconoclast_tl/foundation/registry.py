@@ -194,10 +194,13 @@ class Registry(Mapping[str, T]):
                 self.add(name, part, found, module=entry.module)
 
 
-def registries() -> list[Registry[Any]]:
-    """Every registry that was made, by kind."""
+def registries() -> Iterator[Registry[Any]]:
+    """Every registry that was made, by kind.
+
+    An iterator, not a list: type checkers at run time look into an item of a list, which would look for entry points.
+    """
     found = [registry for one in _ALL if (registry := one()) is not None]
-    return sorted(found, key=lambda registry: registry.kind)
+    yield from sorted(found, key=lambda registry: registry.kind)
 
 
 def distribution_of(entry: EntryPoint) -> str:

@@ -64,8 +64,9 @@ def test_a_full_disk_costs_no_labels(
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests in the background
 from iconoclast_tl.detectors.config import JudgeConfig
 from iconoclast_tl.detectors.detector import Exchange
 from iconoclast_tl.detectors.judge.detector import JudgeDetector
