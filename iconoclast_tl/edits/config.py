@@ -15,8 +15,9 @@ Scope = Literal["writers", "stream"]
 class EditConfig(StageConfig):
     """What kind of edit is built from directions and strengths."""
 
-    affine: bool = False
-    """Ablate towards the neutral mean instead of towards zero."""
+    affine: bool | None = None
+    """Ablate towards the neutral mean instead of towards zero. Unset: a search by gradient does so where the edit can
+    be kept so (experts and merged weights without biases cannot), `outer` tries both, and all else ablates to zero."""
     row_normalization: RowNormalization = "none"
     """`none` is exact; `pre` edits the row-normalised weights; `full` also restores the row norms (rank-truncated)."""
     rank: int = Field(3, ge=1)

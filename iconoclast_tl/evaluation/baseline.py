@@ -55,7 +55,8 @@ class Baseline:
     def continuations(self) -> BaseContinuations:
         """Its probabilities along its responses to the neutral prompts."""
         rows, config = self.suite["neutral"].rows, self.config
-        return BaseContinuations(self.model, rows, self.responses["neutral"], config.kl_length, config.batch_rows)
+        said = [response.tokens for response in self.responses["neutral"]]
+        return BaseContinuations(self.model, rows, said, config.kl_length, config.batch_rows)
 
     def require_shown(self, split: str) -> None:
         """Raise `UserError` where no target prompt calls up the behaviour: there is nothing to search for."""

@@ -77,10 +77,18 @@ class Inputs:
 
     @cached_property
     def affine(self) -> tuple[bool, ...]:
-        """The kinds of edit that compete: affine alone where that is set; else plain, and affine if it can be kept."""
-        if self.edit.affine:
-            return (True,)
-        return (False, True) if affine_can_be_kept(self.model, self.merge) else (False,)
+        """The kinds of edit that are searched: the one that is set; else affine where it can be kept, plain elsewhere.
+
+        At the prices at which families compete the two kinds miss the goal alike, and their losses hardly differ. At
+        looser ones plain edits make more of a real model's responses loop than affine ones along the same direction
+        (experiments/real/README.md); on organisms they remove less (experiments/directions/README.md). So they do not
+        compete; only the outer study, which generates from every trial, tries both.
+        """
+        if self.edit.affine is not None:
+            return (self.edit.affine,)
+        if not affine_can_be_kept(self.model, self.merge):
+            return (False,)
+        return (False, True) if self.search.method == "outer" else (True,)
 
     @cached_property
     def other_sets(self) -> dict[str, DirectionConfig]:

@@ -101,26 +101,6 @@ def spread_out(families: Sequence[Family], at_most: int) -> list[Family]:
     return [family for family in families if family.spec.point in kept]
 
 
-def beside(found: Sequence[Family], families: Sequence[Family], screened: Sequence[Family]) -> list[Family]:
-    """The families between those of `found` and the next ones of their kind that were screened."""
-    known = [family.spec for family in screened]
-    points = sorted({family.spec.point for family in screened if family.spec.point is not None})
-
-    def is_near(family: Family) -> bool:
-        point = family.spec.point
-        for near in found:
-            at = near.spec.point
-            if at is None or point is None or replace(family.spec, point=at) != near.spec:
-                continue
-            low = max((one for one in points if one < at), default=-float("inf"))
-            high = min((one for one in points if one > at), default=float("inf"))
-            if low < point < high:
-                return True
-        return False
-
-    return [family for family in families if family.spec not in known and is_near(family)]
-
-
 def stack_families(chosen: Sequence[Family], strengths: Strengths) -> Updates:
     """Families and their strengths as one batch of candidates; gradients reach the strengths."""
     stacked = stack_updates([family.updates for family in chosen])

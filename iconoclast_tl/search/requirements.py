@@ -40,7 +40,7 @@ def require_searchable(model: Model, edit: EditConfig, search: SearchConfig) -> 
             mend="pass --set edit.row_normalization=none",
         )
     require_complete(model)
-    require_carried(edited_writers(model), edit.affine, edit.row_normalization)
+    require_carried(edited_writers(model), bool(edit.affine), edit.row_normalization)
     _require_parts(model, edit, search)
 
 

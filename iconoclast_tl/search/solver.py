@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -206,32 +206,27 @@ class Solver:
 
 @dataclass(frozen=True)
 class Screened:
-    """Families at strength 1 (−1 to strengthen)."""
+    """Families at a few strengths, 1 first (−1 first to strengthen), on the same few prompts."""
 
-    families: Sequence[Family]
-    measures: Measures
+    measures: Sequence[Measures]
     unedited: Measures
-    """Of the base, on the same prompts."""
-    prompts: tuple[Targets, Neutrals]
+    """Of the base."""
     unit: float
-    """Of prices: one over the KL that a typical direction costs. NaN where no KL is a number."""
+    """Of prices: one over the KL that a typical direction costs at strength 1. NaN where no KL is a number."""
+
+    def losses(self, solver: Solver, price: float) -> Losses:
+        """Of each family, at the strength at which it is less; NaN where it is no number at any."""
+        least = solver.loss(self.measures[0], price)
+        for measured in self.measures[1:]:
+            least = torch.fmin(least, solver.loss(measured, price))
+        return least
 
 
-def screen(solver: Solver, families: Sequence[Family]) -> Screened:
-    """Measure these families on a few prompts."""
-    profile = solver.profile
-    prompts = solver.draw(SCREENED)
-    measures = solver.measure(families, profile.ones(len(families)), *prompts)
-    unedited = solver.measure(families[:1], 0 * profile.ones(1), *prompts)
-    typical = float(measures.kl.mean(-1).nanmedian())
+def screen(solver: Solver, families: Sequence[Family], strengths: Sequence[float] = (1.0,)) -> Screened:
+    """Measure these families on a few prompts, at strength 1 and whichever else."""
+    ones, prompts = solver.profile.ones(len(families)), solver.draw(SCREENED)
+    measures = [solver.measure(families, strength * ones, *prompts) for strength in strengths]
+    unedited = solver.measure(families[:1], 0 * ones[:1], *prompts)
+    typical = float(measures[0].kl.mean(-1).nanmedian())
     unit = 1 / max(typical, LEAST_KL) if math.isfinite(typical) else math.nan
-    return Screened(families, measures, unedited, prompts, unit)
-
-
-def screen_also(solver: Solver, screened: Screened, families: Sequence[Family]) -> Screened:
-    """More families on the same prompts; the unit of prices stays."""
-    if not families:
-        return screened
-    more = solver.measure(families, solver.profile.ones(len(families)), *screened.prompts)
-    both = Measures(torch.cat([screened.measures.odds, more.odds]), torch.cat([screened.measures.kl, more.kl]))
-    return replace(screened, families=[*screened.families, *families], measures=both)
+    return Screened(measures, unedited, unit)

@@ -122,7 +122,7 @@ def spec_of(choices: Mapping[str, Any], config: EditConfig) -> EditSpec:
     own = choices["direction_scope"] == "per layer"
     return EditSpec(
         point=None if own else choices["direction_point"],
-        affine=choices.get("affine", config.affine),
+        affine=choices.get("affine", bool(config.affine)),
         row_normalization=choices.get("row_normalization", config.row_normalization),
         strengths={name: _kernel(choices, name) for name in WRITERS if f"{name}.max_weight" in choices},
     )

@@ -66,9 +66,10 @@ def search_strengths(
 
     The search sees `data.train` and confirms its candidates by generation on `data.val`; `data.test` is never looked
     at. By default it goes by gradient (`method="tpe"` and `"outer"` are Optuna's). Families of edits compete: one
-    direction for all layers, taken at one of several residual points, or each layer's own; plain or affine
-    (`edit=EditConfig(affine=True)`: affine alone); along `directions` as they are and, where their provenance says that
-    they were filtered, along the same without filters. `outer` also chooses among estimators and filters. Directions
+    direction for all layers, taken at one of several residual points, or each layer's own; along `directions` as they
+    are and, where their provenance says that they were filtered, along the same without filters. They are affine where
+    the edit can be kept so (`edit=EditConfig(affine=False)`: plain). `outer` also chooses between plain and affine, and
+    among estimators and filters. Directions
     that do not say how they were estimated are used as they are.
 
     acts: the activations that the directions were estimated from; collected here where they are not given. settings:

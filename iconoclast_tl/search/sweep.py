@@ -1,13 +1,14 @@
 """The price sweep of a search by gradient: one pass that traces the whole front of behaviour and KL.
 
-1. Families (directions × plain or affine) are screened at strength 1, of every few residual points and then of those
-   beside the best; a few are left. They are compared at the middle of the price grid, or, where none is worth its KL
-   there (of few heads, say), at a looser price, perhaps beyond the grid, which then goes on.
+1. Families (directions × plain or affine) of every few residual points are screened at strengths 1 and ½; a few are
+   left. They are compared at the middle of the price grid, or, where none is worth its KL there (of few heads, say), at
+   a looser price, perhaps beyond the grid, which then goes on.
 2. Those compete for some steps of Adam, in one batch, the worse half dropped on the way. The last ones are generated
    from and compared on all train prompts; the best goes on, without the first layers that do not matter.
 3. The price w runs over a geometric grid, each price starting from the strengths of the one before: from where the
-   competition left off to looser prices until the behaviour is gone, or val gains nothing more; then from there to
-   stricter ones until it is back. After every price the edited model generates (`Solver.point`).
+   competition left off to looser prices until the behaviour is gone, or nothing more is gained; then from there to
+   stricter ones, as long as no more prompts are missed than chance explains. After every price the edited model
+   generates (`Solver.point`).
 4. Where no price takes away half of what the base misses the goal by, the next best family is walked, too.
 
 `keep` gets the trace after the competition and after every price; a search that was stopped continues from there.
@@ -26,21 +27,22 @@ from iconoclast_tl.execution.resumption import resumes
 from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.foundation.progress import Say, Track, silent, unheard
 from iconoclast_tl.prompts.tokens import left_pad
-from iconoclast_tl.search.families import Family, beside, spread_out
-from iconoclast_tl.search.solver import SCREENED, Losses, Screened, Solver, Theta, screen, screen_also
+from iconoclast_tl.search.families import Family, spread_out
+from iconoclast_tl.search.pareto import WORSE
+from iconoclast_tl.search.solver import SCREENED, Losses, Solver, Theta, screen
 from iconoclast_tl.search.spec import EditSpec
 from iconoclast_tl.search.trace import Finalist, Point, Trace, Walk
+from iconoclast_tl.statistics.fisher import fisher_greater
 
 SPREAD = 6
-"""Residual points of each kind that are screened first."""
-BEST = 2
-"""Families beside which others are screened."""
+"""Residual points of each kind that are screened: directions of neighbouring points are nearly the same."""
+STRENGTHS = (1.0, 0.5)
+"""At which they are screened, the better of the two counting. At strength 1 everywhere every edit of a deep model costs
+so much that the one that does least would win; of a few heads, half strength moves next to nothing."""
 STARTS = 6
 """First layers that are tried, at most."""
 SPARED = 0.01
 """Share of what an edit gains that is given up for not running the first layers."""
-BACK = 0.5
-"""Share of the base's missing the goal at which the behaviour is back: nobody takes a point of a stricter price."""
 STUCK = 0.5
 """Share of the base's missing the goal that is left at the best price, above which another family is tried."""
 NOTHING = 0.05
@@ -95,18 +97,20 @@ class PriceSweep:
     # Before the trace -------------------------------------------------------------------------------------------------
 
     def _begin(self, families: Sequence[Family], track: Track) -> Trace:
-        """Screen at strength 1 (−1 to strengthen), then compete, at the first price at which that is worth anything.
+        """Screen, then compete, at the first price at which an edit is worth anything.
 
         At a price at which every family loses more than it gains, the one that does least would win. So where none is
         worth its KL at the middle of the prices, the next looser ones are tried until the winner takes away half of
         what is missed.
         """
-        screened = self._screened(families)
-        families, unit = screened.families, screened.unit
+        families = spread_out(families, SPREAD)
+        self._say(f"screening {len(families)} candidate edits at strengths 1 and ½")
+        screened = screen(self._solver, families, STRENGTHS)
+        unit = screened.unit
         places = range(self._middle, len(self._prices(1.0)))
         for place in places:
             price = self._start_price(unit, place)
-            losses = self._solver.loss(screened.measures, price)
+            losses = screened.losses(self._solver, price)
             nothing = float(self._solver.loss(screened.unedited, price))
             if float(losses.nan_to_num(math.inf).min()) >= nothing and place != places[-1]:
                 continue
@@ -122,18 +126,6 @@ class PriceSweep:
                 f"the search begins at a weight of {price:.3g}, where edits may change neutral answers more"
             )
         return Trace(finalists, unit, self._proxy.prefixes.to_json(), start=place)
-
-    def _screened(self, families: Sequence[Family]) -> Screened:
-        """Those of every few residual points, then those beside the best at the middle price."""
-        first = spread_out(families, SPREAD)
-        self._say(f"screening {len(first)} of {len(families)} candidate edits at strength 1")
-        found = screen(self._solver, first)
-        losses = self._solver.loss(found.measures, self._start_price(found.unit, self._middle))
-        best = [found.families[i] for i in finite_by_rise(losses)[:BEST]]
-        more = beside(best, families, found.families)
-        if more:
-            self._say(f"screening {len(more)} more, beside {' and '.join(map(str, best))}")
-        return screen_also(self._solver, found, more)
 
     def _begin_at(self, n: int, place: int) -> Theta:
         """Half strength, where a search begins in the middle of the prices. Elsewhere, where half of an edit moves next
@@ -219,14 +211,14 @@ class PriceSweep:
         return walk
 
     def _walk_both(self, number: int, family: Family, trace: Trace, track: Track) -> None:
-        """From where it starts in the grid to both its ends."""
+        """From where it starts in the grid to both its ends; to the strict one only where its start may be taken."""
         prices, walk = self._prices(trace.unit), trace.walks[number]
         start = self._start(trace)
         looser = list(enumerate(prices))[start:]
         stricter = list(enumerate(prices))[:start][::-1]
         numbers = trace.finalists[number].numbers
         self._walk(number, family, trace, walk.loose, numbers, looser, track, "search: looser prices")
-        if walk.loose:
+        if walk.loose and not (self._is_back(walk.loose[0], walk) and len(walk.loose) >= LEAST_POINTS):
             numbers = walk.loose[0].numbers
             self._walk(number, family, trace, walk.strict, numbers, stricter, track, "search: stricter prices")
 
@@ -276,16 +268,26 @@ class PriceSweep:
             return False
         if found is walk.loose:
             return nothing_more_on_val(found) or self._is_nothing_more(found)
-        back = self._solver.shortfall(found[-1].proxy_rate) >= BACK * self._base_shortfall
-        return back and len(walk.points) >= LEAST_POINTS
+        return self._is_back(found[-1], walk) and len(walk.points) >= LEAST_POINTS
+
+    def _is_back(self, point: Point, walk: Walk) -> bool:
+        """Whether a point misses the goal more often than the best, by the test of the rule `interval`.
+
+        Nobody takes such a point, nor one of a stricter price.
+        """
+
+        def missed(one: Point) -> tuple[int, int]:
+            return round(one.said.shortfall(self._solver.goal) * one.said.n), one.said.n
+
+        return fisher_greater(*missed(point), *min(map(missed, walk.points))) < WORSE
 
     def _is_nothing_more(self, found: Sequence[Point]) -> bool:
-        """Whether most is gone, and the last two prices left as many train prompts missed as one before them.
+        """Whether most is gone, and the last price left as many train prompts missed as one before it.
 
         Some prompts are missed whatever the price, such as those at which the base's responses fall apart.
         """
-        *before, last, now = [math.inf, *(point.said.shortfall(self._solver.goal) for point in found)]
-        return min(before, default=math.inf) <= min(last, now) <= STUCK * self._base_shortfall
+        *before, now = [point.said.shortfall(self._solver.goal) for point in found]
+        return min(before, default=math.inf) <= now <= STUCK * self._base_shortfall
 
     def _is_stuck(self, walk: Walk) -> bool:
         missed = (self._solver.shortfall(point.said.behaviour_rate) for point in walk.points)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -16,6 +18,10 @@ from tests.edits.edits import random_edit
 from tests.execution.test_resumption import edit_from
 
 K = 6
+
+
+def tokens_of(responses: Sequence[Response]) -> list[tuple[int, ...]]:
+    return [response.tokens for response in responses]
 
 
 def one_by_one(model: Model, rows: list[list[int]], responses: list[Response], edit) -> tuple[float, float]:
@@ -39,7 +45,7 @@ def test_batched_divergence_equals_the_loop(llama: Model, rows: list[list[int]])
     # Continuations of different lengths, one of them a single token, as early ends give them.
     responses = [Response(r.tokens[: 1 + i], r.text, r.finished) for i, r in enumerate(responses)]
     edit = random_edit()
-    continuations = BaseContinuations(llama, rows, responses, K, batch_size=3)
+    continuations = BaseContinuations(llama, rows, tokens_of(responses), K, batch_size=3)
     with preview(edit, hf_sites(llama.hf)):
         found = continuations.divergence()
     first, sequence = one_by_one(llama, rows, responses, edit)
@@ -51,14 +57,14 @@ def test_batched_divergence_equals_the_loop(llama: Model, rows: list[list[int]])
 
 def test_the_base_does_not_diverge_from_itself(llama: Model, rows: list[list[int]]) -> None:
     responses = generate(llama, rows, 4, batch_size=4)
-    found = BaseContinuations(llama, rows, responses, 4, batch_size=3).divergence()
+    found = BaseContinuations(llama, rows, tokens_of(responses), 4, batch_size=3).divergence()
     assert found.first_token == found.sequence == 0
 
 
 def test_each_prompt_has_its_own_divergence_and_a_gradient(llama: Model, rows: list[list[int]]) -> None:
     responses = generate(llama, rows, 9, batch_size=4)
     responses = [Response(r.tokens[: 1 + i], r.text, r.finished) for i, r in enumerate(responses)]
-    continuations, sites = BaseContinuations(llama, rows, responses, K, batch_size=3), hf_sites(llama.hf)
+    continuations, sites = BaseContinuations(llama, rows, tokens_of(responses), K, batch_size=3), hf_sites(llama.hf)
     edits, order = [random_edit(), random_edit(seed=1)], [5, 0, 3]
     updates = stack_updates([edit_updates(edit, sites) for edit in edits])
     for values in updates.strengths.values():
@@ -79,7 +85,7 @@ def test_the_first_log_probabilities_are_each_prompts_own(llama: Model, rows: li
     responses = generate(llama, rows, 5, batch_size=4)
     lengths = (3, 1, 5, 2, 2, 4, 1)  # by which they are batched in another order
     responses = [Response(r.tokens[:n], r.text, r.finished) for r, n in zip(responses, lengths, strict=True)]
-    found = BaseContinuations(llama, rows, responses, 4, batch_size=3).first_log_probs
+    found = BaseContinuations(llama, rows, tokens_of(responses), 4, batch_size=3).first_log_probs
     with torch.no_grad():
         alone = torch.stack([llama.hf(torch.tensor([row])).logits[0, -1].log_softmax(-1) for row in rows])
     assert torch.allclose(found, alone, atol=1e-5)
@@ -90,7 +96,7 @@ def test_a_response_counts_as_unchanged_over_all_its_tokens(llama: Model, rows: 
     responses = generate(llama, rows, 9, batch_size=4)
     other = [Response((*r.tokens[:-1], 7 if r.tokens[-1] != 7 else 8), r.text, r.finished) for r in responses]
     for said, expected in ((responses, True), (other, False)):  # the last token lies far behind the second
-        moved = BaseContinuations(llama, rows, said, 2, batch_size=3).moved(BatchCandidates(), 1)
+        moved = BaseContinuations(llama, rows, tokens_of(said), 2, batch_size=3).moved(BatchCandidates(), 1)
         assert moved.unchanged.tolist() == [[expected] * len(rows)]
         assert moved.divergences[0].sequence < 1e-6
 
@@ -99,7 +105,7 @@ def test_layers_left_out_change_no_divergence_and_not_what_they_were_left_out_of
     llama: Model, rows: list[list[int]]
 ) -> None:
     responses = generate(llama, rows, 7, batch_size=4)
-    whole = BaseContinuations(llama, rows, responses, 3, batch_size=3)
+    whole = BaseContinuations(llama, rows, tokens_of(responses), 3, batch_size=3)
     late = whole.from_layer(2)
     order = torch.tensor([2, 6])
     for edit, same in ((edit_from(2), True), (edit_from(0), False)):
@@ -110,7 +116,7 @@ def test_layers_left_out_change_no_divergence_and_not_what_they_were_left_out_of
 
 
 def test_no_batch_is_larger_than_was_asked_for(llama: Model, rows: list[list[int]]) -> None:
-    continuations = BaseContinuations(llama, rows, generate(llama, rows, 3, 4), 2, batch_size=4)
+    continuations = BaseContinuations(llama, rows, tokens_of(generate(llama, rows, 3, 4)), 2, batch_size=4)
     sites = hf_sites(llama.hf)
     sizes: list[int] = []
     handle = llama.hf.base_model.layers[0].register_forward_pre_hook(

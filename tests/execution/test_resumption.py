@@ -98,7 +98,7 @@ def test_candidates_move_as_each_alone_and_unchanged_responses_are_unchanged(
     llama: Model, rows: list[list[int]]
 ) -> None:
     said = generate(llama, rows, 6, 50)
-    base = BaseContinuations(llama, rows, said, 3, 4)
+    base = BaseContinuations(llama, rows, [one.tokens for one in said], 3, 4)
     sites, edits = hf_sites(llama.hf), [scaled(random_edit(), factor) for factor in (0.02, 0.1, 1.0)]
     with hooked(stack_updates([edit_updates(edit, sites) for edit in edits]), sites) as assigned:
         moved = base.moved(assigned, 3)

@@ -67,7 +67,7 @@ def alone(model: Model, asked: tuple[Questions, Questions, EvaluationConfig], ed
     target, neutral, config = asked
     suite, behaviour = {"target": target, "neutral": neutral}, marker_set(config.markers)
     said = respond(model, {"neutral": neutral}, config)["neutral"]
-    base = BaseContinuations(model, neutral.rows, said, config.kl_length, 3)
+    base = BaseContinuations(model, neutral.rows, [one.tokens for one in said], config.kl_length, 3)
     with preview(edit, hf_sites(model.hf)):
         responses, divergence = respond(model, suite, config), base.divergence()
     rates = {name: sum(behaviour.found_in(r.text) for r in said) / len(said) for name, said in responses.items()}

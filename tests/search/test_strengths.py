@@ -20,6 +20,7 @@ from iconoclast_tl.foundation.errors import UserError
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.contrast import ContrastSet
 from iconoclast_tl.search import strengths as strengths_module
+from iconoclast_tl.search.assemble import Inputs
 from iconoclast_tl.search.config import SearchConfig
 from iconoclast_tl.search.strengths import estimated_by, search_strengths
 from iconoclast_tl.stages.collection import collected
@@ -98,6 +99,26 @@ def test_filtered_directions_compete_with_the_same_unfiltered(workspace: Callabl
         )}  # fmt: skip
     assert n["filtered"] == 2 * n["plain"] == 2 * n["unknown"]
     assert estimated_by(unknown) is None
+
+
+def test_edits_are_affine_where_they_can_be_kept_so_and_of_the_kind_that_is_set(
+    workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kinds(affine: bool | None, method: str = "gradient", kept: bool = True) -> tuple[bool, ...]:
+        monkeypatch.setattr("iconoclast_tl.search.assemble.affine_can_be_kept", lambda model, merge: kept)
+        search, edit = SearchConfig.model_validate({"method": method}), EditConfig(affine=affine)
+        return Inputs(
+            model=opened.model, directions=itl.estimate(acts), acts=acts, search=search, edit=edit,
+            scores=opened.settings.scores, estimated=None, seed=0,
+        ).affine  # fmt: skip
+
+    with workspace(SETTINGS["gradient"]) as opened:
+        acts = collected(opened)
+        assert (kinds(None), kinds(None, kept=False)) == ((True,), (False,))
+        assert (kinds(None, "outer"), kinds(None, "outer", kept=False)) == ((False, True), (False,))
+        assert {kinds(one, method) for one in (True, False) for method in ("gradient", "outer")} == {(True,), (False,)}
+        found = plainly(opened, itl.estimate(acts), acts, gradient=GRADIENT)
+        assert {one.spec.affine for one in found.candidates} == {True}
 
 
 def test_a_folder_lets_a_search_go_on_and_refuses_another(

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from iconoclast_tl.execution.batching import Room
 from iconoclast_tl.execution.candidates import BatchCandidates
-from iconoclast_tl.execution.generation import Response
 from iconoclast_tl.execution.head import head_logits
 from iconoclast_tl.execution.shared_prefix import shared_prefix
-from iconoclast_tl.execution.teacher_forcing import HELD, entered, force, forced_states, likeliest
+from iconoclast_tl.execution.teacher_forcing import HELD, entered, force, forced_states
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import Tokens
@@ -61,7 +60,7 @@ class Moved:
 
 
 class BaseContinuations:
-    """The base's own continuations with its final states along their first k tokens, computed once.
+    """Continuations of prompts, such as the base's, with its final states along their first k tokens, computed once.
 
     Memory: n · k · d_model values on the CPU, from which the head makes log-probabilities when they are compared; for a
     model whose head cannot be run by itself n · k · vocabulary.
@@ -71,14 +70,13 @@ class BaseContinuations:
         self,
         model: Model,
         rows: Sequence[Tokens],
-        responses: Sequence[Response],
+        said: Sequence[Sequence[int]],
         k: int,
         batch_size: int,
     ) -> None:
-        """Run the unedited `model` (no hooks may be on) over prompts `rows` and its own `responses`."""
+        """Run the unedited `model` (no hooks may be on) over prompts `rows` and the tokens `said` after them."""
         self._model, self._k, self._batch_size = model, k, batch_size
-        longest = max(len(response.tokens) for response in responses)
-        said = [response.tokens for response in responses]
+        longest = max(len(tokens) for tokens in said)
         self._whole = force(rows, said, max(longest, k), model.pad_id, shared_prefix(model, rows))
         self._forced = self._whole.beginning(k)
         self._base: Float[Tensor, "n k d"] = torch.zeros(len(rows), k, 0)
@@ -120,7 +118,7 @@ class BaseContinuations:
         The batch holds the prompts once for every candidate, candidate by candidate, as `assigned` says.
         """
         forced = self._forced.take(rows, candidates)
-        kl = self._per_token(forced_states(self._model, forced, assigned, candidates), rows)
+        kl, _ = self._compared(forced_states(self._model, forced, assigned, candidates), rows)
         real = forced.real[: len(rows)].to(kl)
         return (kl * real).sum(-1) / real.sum(-1)
 
@@ -139,10 +137,10 @@ class BaseContinuations:
             forced = self._whole.take(part, candidates)
             assigned.candidates = torch.arange(candidates).repeat_interleave(len(part)) if candidates > 1 else None
             states = forced_states(self._model, forced, assigned, candidates)
-            kl = self._per_token(states[:, : self._k], part).cpu()
-            real = forced.real[: len(part), : self._k].float()
+            kl, repeats = self._compared(states, part)
+            kl, real = kl.cpu(), forced.real[: len(part), : self._k].float()
             first[:, part], sequence[:, part] = kl[..., 0], (kl * real).sum(-1) / real.sum(-1)
-            unchanged[:, part] = forced.repeated_by(likeliest(self._model, states)).reshape(candidates, -1)
+            unchanged[:, part] = forced.repeated_by(repeats).reshape(candidates, -1)
 
         room = Room(max(self._batch_size // candidates, 1))
         room.over(self._whole.by_length, measure, track, "divergence")
@@ -150,16 +148,24 @@ class BaseContinuations:
         divergences = tuple(Divergence(at_first, along, n, self._k) for at_first, along in means)
         return Moved(divergences, unchanged, first, sequence)
 
-    def _per_token(self, states: Float[Tensor, "row k d"], rows: Tensor) -> Float[Tensor, "candidate n k"]:
-        """KL at every token, prompt by prompt, so that few log-probabilities are held at once."""
-        k = states.shape[1]
+    def _compared(
+        self, states: Float[Tensor, "row pos d"], rows: Tensor
+    ) -> tuple[Float[Tensor, "candidate n k"], Int[Tensor, "row pos"]]:
+        """KL at each of the first k tokens, and the likeliest token at all, from one pass of the head.
+
+        Prompt by prompt, so that few log-probabilities are held at once.
+        """
+        length = states.shape[1]
+        k = min(self._k, length)
         edited = states.reshape(-1, len(rows), *states.shape[1:])
-        found = []
-        for part in torch.split(torch.arange(len(rows)), max(HELD // max(k * len(edited), 1), 1)):
+        found, repeats = [], []
+        for part in torch.split(torch.arange(len(rows)), max(HELD // max(length * len(edited), 1), 1)):
             base = self._log_probs(self._base[rows[part], :k].to(states.device)).detach()
-            mine = self._log_probs(edited[:, part.to(states.device)])
+            logits = head_logits(self._model, edited[:, part.to(states.device)])
+            mine = logits[:, :, :k].log_softmax(-1)
             found.append(kl_divergence(base.expand_as(mine), mine))
-        return torch.cat(found, dim=1)
+            repeats.append(logits.detach().argmax(-1))
+        return torch.cat(found, dim=1), torch.cat(repeats, dim=1).flatten(0, 1)
 
     def _log_probs(self, states: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
         return head_logits(self._model, states.to(self._model.device)).log_softmax(-1)
