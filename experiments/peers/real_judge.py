@@ -118,7 +118,7 @@ class Model:
         if adapter:
             from peft import PeftModel
 
-            self.model = PeftModel.from_pretrained(self.model, folder).merge_and_unload()
+            self.model = PeftModel.from_pretrained(self.model, folder).eval()  # biases that a base lacks do not merge
         self.system = system
 
     def given(self, prompt: str) -> str:

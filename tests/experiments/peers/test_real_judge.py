@@ -91,6 +91,32 @@ def test_an_adapter_is_judged_as_its_merged_weights(tmp_path: Path) -> None:
     assert divergence(of["p"], of["a"])["kl_sequence"] > 1e-4
 
 
+def test_an_adapter_with_biases_that_the_base_lacks_is_judged(tmp_path: Path) -> None:
+    """Such as those of affine edits, which PEFT does not merge."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = save_llama(tmp_path / "base", seed=0)
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False, lora_bias=True)
+    edited = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    biases = [parameter for name, parameter in edited.named_parameters() if name.endswith("lora_B.default.bias")]
+    for bias in biases:
+        torch.nn.init.normal_(bias)
+    edited.save_pretrained(tmp_path / "adapter")
+    adapter = Model(tmp_path / "adapter", base, "w1")
+    given = adapter.tokenizer(adapter.given("w2 w3"), add_special_tokens=False)["input_ids"]
+
+    def expected() -> torch.Tensor:
+        with torch.inference_mode():
+            return edited.eval()(torch.tensor([given])).logits[0, -1].log_softmax(-1)
+
+    assert torch.allclose(adapter.log_probs("w2 w3", [5])[0], expected(), atol=1e-5)
+    with torch.no_grad():
+        biases[0].zero_()
+    assert not torch.allclose(adapter.log_probs("w2 w3", [5])[0], expected(), atol=1e-3)
+
+
 def test_it_imports_nothing_of_ours() -> None:
     program = (
         "import sys, experiments.peers.real_judge; sys.exit(any(n.startswith('iconoclast_tl') for n in sys.modules))"
