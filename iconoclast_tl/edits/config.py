@@ -17,7 +17,8 @@ class EditConfig(StageConfig):
 
     affine: bool | None = None
     """Ablate towards the neutral mean instead of towards zero. Unset: a search by gradient does so where the edit can
-    be kept so (experts and merged weights without biases cannot), `outer` tries both, and all else ablates to zero."""
+    be kept so (experts and merged weights without biases cannot), `outer` tries both, and all else, `tpe` included,
+    ablates towards zero."""
     row_normalization: RowNormalization = "none"
     """`none` is exact; `pre` edits the row-normalised weights; `full` also restores the row norms (rank-truncated)."""
     rank: int = Field(3, ge=1)

@@ -79,14 +79,14 @@ class Inputs:
     def affine(self) -> tuple[bool, ...]:
         """The kinds of edit that are searched: the one that is set; else affine where it can be kept, plain elsewhere.
 
-        At the prices at which families compete the two kinds miss the goal alike, and their losses hardly differ. At
-        looser ones plain edits make more of a real model's responses loop than affine ones along the same direction
-        (experiments/real/README.md); on organisms they remove less (experiments/directions/README.md). So they do not
-        compete; only the outer study, which generates from every trial, tries both.
+        Losses at the prices at which families compete hardly tell the two kinds apart. Yet plain edits remove less on
+        organisms (experiments/directions/README.md), and left more responses that loop on a real model
+        (experiments/real/README.md). So they do not compete; only the outer study, which generates from every trial,
+        tries both, and `tpe`, like the searches of others, is of plain ones.
         """
         if self.edit.affine is not None:
             return (self.edit.affine,)
-        if not affine_can_be_kept(self.model, self.merge):
+        if self.search.method == "tpe" or not affine_can_be_kept(self.model, self.merge):
             return (False,)
         return (False, True) if self.search.method == "outer" else (True,)
 

@@ -1,7 +1,7 @@
 """Families: directions for all layers, plain or affine. Everything of an edit but its strengths.
 
 Families compete in a gradient search: one direction for all layers, taken at one of several residual points, or each
-layer's own; ablated towards zero or towards the neutral mean; filtered as the settings say, or not at all.
+layer's own; filtered as the settings say, or not at all.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Job:
     trace: Path
     """The file in which a gradient search keeps its points."""
     affine: tuple[bool, ...] = (False, True)
-    """The kinds of edit that may compete: plain, affine or both."""
+    """The kinds of edit that are searched: plain, affine or both."""
     track: Track = silent
     say: Say = unheard
     warm_start: WarmStart | None = None

@@ -1,12 +1,12 @@
-"""The price sweep of a search by gradient: one pass that traces the whole front of behaviour and KL.
+"""The price sweep of a search by gradient: one pass that traces the front of behaviour and KL, where it may be taken.
 
-1. Families (directions × plain or affine) of every few residual points are screened at strengths 1 and ½; a few are
-   left. They are compared at the middle of the price grid, or, where none is worth its KL there (of few heads, say), at
-   a looser price, perhaps beyond the grid, which then goes on.
+1. Families of every few residual points are screened at full and half strength; a few are left. They are compared at
+   the middle of the price grid, or, where none is worth its KL there (of few heads, say), at a looser price, perhaps
+   beyond the grid, which then goes on.
 2. Those compete for some steps of Adam, in one batch, the worse half dropped on the way. The last ones are generated
    from and compared on all train prompts; the best goes on, without the first layers that do not matter.
 3. The price w runs over a geometric grid, each price starting from the strengths of the one before: from where the
-   competition left off to looser prices until the behaviour is gone, or nothing more is gained; then from there to
+   competition left off to looser prices until the behaviour is gone, or one gains nothing; then from there to
    stricter ones, as long as no more prompts are missed than chance explains. After every price the edited model
    generates (`Solver.point`).
 4. Where no price takes away half of what the base misses the goal by, the next best family is walked, too.
@@ -49,6 +49,8 @@ NOTHING = 0.05
 """KL, as a share of what a typical direction costs at strength 1, below which hardly any strength is left."""
 FURTHER = 2
 """How many times as long the grid may become at its loose end, where at its middle no family is worth its KL."""
+WORTH = 0.9
+"""Share of the loss of an edit that does nothing, under which one is worth its KL; what hardly moves is not."""
 LEAST_POINTS = 3
 """Points of every trace, if the grid has as many: fewer make no front, and no rank correlation."""
 
@@ -104,7 +106,7 @@ class PriceSweep:
         what is missed.
         """
         families = spread_out(families, SPREAD)
-        self._say(f"screening {len(families)} candidate edits at strengths 1 and ½")
+        self._say(f"screening {len(families)} candidate edits at full and half strength")
         screened = screen(self._solver, families, STRENGTHS)
         unit = screened.unit
         places = range(self._middle, len(self._prices(1.0)))
@@ -112,7 +114,7 @@ class PriceSweep:
             price = self._start_price(unit, place)
             losses = screened.losses(self._solver, price)
             nothing = float(self._solver.loss(screened.unedited, price))
-            if float(losses.nan_to_num(math.inf).min()) >= nothing and place != places[-1]:
+            if float(losses.nan_to_num(math.inf).min()) >= WORTH * nothing and place != places[-1]:
                 continue
             order = self._finite(families, losses)
             survivors = [families[i] for i in order[: self._config.survivors]]
@@ -129,7 +131,7 @@ class PriceSweep:
 
     def _begin_at(self, n: int, place: int) -> Theta:
         """Half strength, where a search begins in the middle of the prices. Elsewhere, where half of an edit moves next
-        to nothing, strength 1, which was screened.
+        to nothing, strength 1.
         """
         return self._solver.profile.start(n, 0.5 if place == self._middle else 1.0)
 
@@ -218,7 +220,8 @@ class PriceSweep:
         stricter = list(enumerate(prices))[:start][::-1]
         numbers = trace.finalists[number].numbers
         self._walk(number, family, trace, walk.loose, numbers, looser, track, "search: looser prices")
-        if walk.loose and not (self._is_back(walk.loose[0], walk) and len(walk.loose) >= LEAST_POINTS):
+        # Of the loose points alone, so that a search that goes on from strict ones decides alike.
+        if walk.loose and not (self._is_back(walk.loose[0], walk.loose) and len(walk.loose) >= LEAST_POINTS):
             numbers = walk.loose[0].numbers
             self._walk(number, family, trace, walk.strict, numbers, stricter, track, "search: stricter prices")
 
@@ -267,27 +270,29 @@ class PriceSweep:
         if not found:
             return False
         if found is walk.loose:
-            return nothing_more_on_val(found) or self._is_nothing_more(found)
-        return self._is_back(found[-1], walk) and len(walk.points) >= LEAST_POINTS
+            gone = found[-1].val_missed is not None
+            return nothing_more_on_val(found) if gone else self._is_nothing_more(found)
+        return self._is_back(found[-1], walk.points) and len(walk.points) >= LEAST_POINTS
 
-    def _is_back(self, point: Point, walk: Walk) -> bool:
-        """Whether a point misses the goal more often than the best, by the test of the rule `interval`.
+    def _is_back(self, point: Point, among: Sequence[Point]) -> bool:
+        """Whether a point misses the goal on train more often than the best, by the test of the rule `interval`.
 
-        Nobody takes such a point, nor one of a stricter price.
+        That rule, which counts val prompts too, hardly ever takes such a point, nor one of a stricter price.
         """
 
         def missed(one: Point) -> tuple[int, int]:
             return round(one.said.shortfall(self._solver.goal) * one.said.n), one.said.n
 
-        return fisher_greater(*missed(point), *min(map(missed, walk.points))) < WORSE
+        return fisher_greater(*missed(point), *min(map(missed, among))) < WORSE
 
     def _is_nothing_more(self, found: Sequence[Point]) -> bool:
-        """Whether most is gone, and the last price left as many train prompts missed as one before it.
+        """Whether most was gone, and the last price leaves as many train prompts missed as one before it, or more.
 
         Some prompts are missed whatever the price, such as those at which the base's responses fall apart.
         """
         *before, now = [point.said.shortfall(self._solver.goal) for point in found]
-        return min(before, default=math.inf) <= now <= STUCK * self._base_shortfall
+        best = min(before, default=math.inf)
+        return best <= now and best <= STUCK * self._base_shortfall
 
     def _is_stuck(self, walk: Walk) -> bool:
         missed = (self._solver.shortfall(point.said.behaviour_rate) for point in walk.points)

@@ -115,6 +115,7 @@ def test_edits_are_affine_where_they_can_be_kept_so_and_of_the_kind_that_is_set(
     with workspace(SETTINGS["gradient"]) as opened:
         acts = collected(opened)
         assert (kinds(None), kinds(None, kept=False)) == ((True,), (False,))
+        assert kinds(None, "tpe") == (False,)
         assert (kinds(None, "outer"), kinds(None, "outer", kept=False)) == ((False, True), (False,))
         assert {kinds(one, method) for one in (True, False) for method in ("gradient", "outer")} == {(True,), (False,)}
         found = plainly(opened, itl.estimate(acts), acts, gradient=GRADIENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def test_where_hardly_any_strength_is_left_the_next_price_starts_anew(walk: Walk
 def test_looser_prices_end_where_the_behaviour_is_gone(walk: WalkOver) -> None:
     assert walk(p100={"rate": 0.0})[1] == pytest.approx([10000, 1000, 100])
     assert walk(p10={"rate": 0.0})[1] == pytest.approx([10000, 1000, 100, 10])
-    assert walk(p100={"rate": 0.0}, val=0.5)[1] == pytest.approx(PRICES)  # val gained, and may gain more
+    gone = {"rate": 0.0}
+    found = walk(p100=gone, p10=gone, p1=gone, val=0.5)[1]
+    assert found == pytest.approx([10000, 1000, 100, 10])  # val gained, and might have gained more
 
 
 def test_looser_prices_end_where_one_gains_nothing(llama: Model, rows: list[list[int]]) -> None:
@@ -132,6 +135,7 @@ def test_looser_prices_end_where_one_gains_nothing(llama: Model, rows: list[list
 
     assert walked(0.2, 0.11, 0.12, 0.10, 0.1) == 3
     assert walked(0.2, 0.12, 0.11, 0.11, 0.1) == 4
+    assert walked(0.2, 0.11, 0.25, 0.11, 0.1) == 3  # responses may fall apart, say
     assert walked(0.2, 0.2, 0.2, 0.2, 0.2) == 5  # most of the behaviour is left
 
 
@@ -145,6 +149,24 @@ def test_stricter_prices_end_where_more_is_missed_than_chance_explains(walk: Wal
     assert walk(p100=two, p1000=broken, **gone)[1] == pytest.approx([1000, 100, 10])  # which misses it, too
     back = {"p1000": three, "p100": {"rate": 0.0, "n": 48}}
     assert walk(**back)[1] == pytest.approx([10000, 1000, 100])  # two points are too few
+
+
+def test_a_search_that_goes_on_from_a_strict_point_decides_as_if_it_had_not_been_stopped(
+    llama: Model, rows: list[list[int]]
+) -> None:
+    """The first point misses 3 of 48, 2 looser ones 2, and a stricter one 0, against which 3 would count as lost."""
+    told = {100.0: 3, 10.0: 2, 1.0: 2, 1000.0: 0, 10000.0: 1}
+    answers = {price: {"rate": missed / 48, "n": 48} for price, missed in told.items()}
+    family = all_families(make_source(["as set"]), llama)[0]
+    numbers = torch.full((len(WRITERS), 3), BEGUN).tolist()
+    proxy = fresh_proxy(llama, rows)
+    begun = Trace([Finalist(family.spec, numbers)], 1.0, proxy.prefixes.to_json(), [Walk(0)])
+    kept: list[Trace] = []
+    whole = PriceSweep(Written(proxy, answers), keep=lambda trace: kept.append(deepcopy(trace))).run([family], begun)
+    stopped = next(trace for trace in kept if len(trace.walks[0].strict) == 1)
+    again = PriceSweep(Written(fresh_proxy(llama, rows), answers)).run([family], stopped)
+    assert [point.price for point in whole.points] == pytest.approx([10000, 1000, 100, 10, 1])
+    assert [point.price for point in again.points] == [point.price for point in whole.points]
 
 
 def test_no_stricter_price_is_walked_where_the_first_misses_more_than_chance_explains(walk: WalkOver) -> None:

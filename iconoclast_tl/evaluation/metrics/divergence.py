@@ -10,7 +10,7 @@ at every position of the base's response, greedy decoding says the same again, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from iconoclast_tl.execution.batching import Room
 from iconoclast_tl.execution.candidates import BatchCandidates
 from iconoclast_tl.execution.head import head_logits
 from iconoclast_tl.execution.shared_prefix import shared_prefix
-from iconoclast_tl.execution.teacher_forcing import HELD, entered, force, forced_states
+from iconoclast_tl.execution.teacher_forcing import HELD, entered, force, forced_states, likeliest
 from iconoclast_tl.foundation.progress import Track, silent
 from iconoclast_tl.models.model import Model
 from iconoclast_tl.prompts.tokens import Tokens
@@ -60,7 +60,7 @@ class Moved:
 
 
 class BaseContinuations:
-    """Continuations of prompts, such as the base's, with its final states along their first k tokens, computed once.
+    """Continuations of prompts, and the base's final states along their first k tokens, computed once.
 
     Memory: n · k · d_model values on the CPU, from which the head makes log-probabilities when they are compared; for a
     model whose head cannot be run by itself n · k · vocabulary.
@@ -118,7 +118,8 @@ class BaseContinuations:
         The batch holds the prompts once for every candidate, candidate by candidate, as `assigned` says.
         """
         forced = self._forced.take(rows, candidates)
-        kl, _ = self._compared(forced_states(self._model, forced, assigned, candidates), rows)
+        states = forced_states(self._model, forced, assigned, candidates)
+        kl = torch.cat([kl_divergence(base, mine) for base, mine in self._log_prob_pairs(states, rows)], dim=1)
         real = forced.real[: len(rows)].to(kl)
         return (kl * real).sum(-1) / real.sum(-1)
 
@@ -137,7 +138,10 @@ class BaseContinuations:
             forced = self._whole.take(part, candidates)
             assigned.candidates = torch.arange(candidates).repeat_interleave(len(part)) if candidates > 1 else None
             states = forced_states(self._model, forced, assigned, candidates)
-            kl, repeats = self._compared(states, part)
+            pairs = self._log_prob_pairs(states[:, : self._k], part)
+            found = [(kl_divergence(base, mine), mine.argmax(-1)) for base, mine in pairs]
+            kl, opening = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+            repeats = torch.cat([opening.flatten(0, 1), likeliest(self._model, states[:, self._k :])], dim=1)
             kl, real = kl.cpu(), forced.real[: len(part), : self._k].float()
             first[:, part], sequence[:, part] = kl[..., 0], (kl * real).sum(-1) / real.sum(-1)
             unchanged[:, part] = forced.repeated_by(repeats).reshape(candidates, -1)
@@ -148,24 +152,16 @@ class BaseContinuations:
         divergences = tuple(Divergence(at_first, along, n, self._k) for at_first, along in means)
         return Moved(divergences, unchanged, first, sequence)
 
-    def _compared(
-        self, states: Float[Tensor, "row pos d"], rows: Tensor
-    ) -> tuple[Float[Tensor, "candidate n k"], Int[Tensor, "row pos"]]:
-        """KL at each of the first k tokens, and the likeliest token at all, from one pass of the head.
-
-        Prompt by prompt, so that few log-probabilities are held at once.
-        """
-        length = states.shape[1]
-        k = min(self._k, length)
+    def _log_prob_pairs(
+        self, states: Float[Tensor, "row k d"], rows: Tensor
+    ) -> Iterator[tuple[Float[Tensor, "candidate part k vocab"], Float[Tensor, "candidate part k vocab"]]]:
+        """Base and edited, a few prompts at a time, so that few log-probabilities are held at once."""
+        k = states.shape[1]
         edited = states.reshape(-1, len(rows), *states.shape[1:])
-        found, repeats = [], []
-        for part in torch.split(torch.arange(len(rows)), max(HELD // max(length * len(edited), 1), 1)):
+        for part in torch.split(torch.arange(len(rows)), max(HELD // max(k * len(edited), 1), 1)):
             base = self._log_probs(self._base[rows[part], :k].to(states.device)).detach()
-            logits = head_logits(self._model, edited[:, part.to(states.device)])
-            mine = logits[:, :, :k].log_softmax(-1)
-            found.append(kl_divergence(base.expand_as(mine), mine))
-            repeats.append(logits.detach().argmax(-1))
-        return torch.cat(found, dim=1), torch.cat(repeats, dim=1).flatten(0, 1)
+            mine = self._log_probs(edited[:, part.to(states.device)])
+            yield base.expand_as(mine), mine
 
     def _log_probs(self, states: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
         return head_logits(self._model, states.to(self._model.device)).log_softmax(-1)
