@@ -69,8 +69,7 @@ def search_strengths(
     direction for all layers, taken at one of several residual points, or each layer's own; along `directions` as they
     are and, where their provenance says that they were filtered, along the same without filters. They are affine where
     the edit can be kept so (`edit=EditConfig(affine=False)`: plain). `outer` also chooses between plain and affine, and
-    among estimators and filters. Directions
-    that do not say how they were estimated are used as they are.
+    among estimators and filters. Directions that do not say how they were estimated are used as they are.
 
     acts: the activations that the directions were estimated from; collected here where they are not given. settings:
     those of `SearchConfig`, nested ones as dicts (`gradient={"profile": "head"}`), over the preset's; or all of them as
